@@ -1,0 +1,37 @@
+"""What a build will write: which blueprint file, with which values, where to, and whose it is."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from flashgen.resolved import ResolvedProject
+
+Owner = Literal["managed", "once"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedFile:
+    """One output."""
+
+    # Template key plus the loop item's name: stays the same when the path changes.
+    file_id: str
+
+    # Relative to the project, with "/".
+    path: str
+
+    # Relative to the blueprint's template folder.
+    template: str
+    owner: Owner
+    mode: int
+
+    # Values of this output beside the project: the loop variable, if any.
+    context: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildPlan:
+    """Everything that `stages.render` needs."""
+
+    blueprint: Path
+    project: ResolvedProject
+    files: tuple[PlannedFile, ...]

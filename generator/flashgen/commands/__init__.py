@@ -1,0 +1,1 @@
+"""One file per verb; each returns what `cli` prints."""

@@ -1,0 +1,1 @@
+"""The stages of a build. A stage never imports another stage."""

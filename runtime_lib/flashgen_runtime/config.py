@@ -1,0 +1,151 @@
+"""`config/service.yaml`: the contract between a generated project and this library.
+
+The compiler writes the file with every setting resolved; nothing is defaulted here. Its schema is
+`schemas/v1/service.schema.json` in flashgen's repository, and a test keeps the two equal.
+"""
+
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import msgspec
+import yaml
+
+from flashgen_runtime.errors import ConfigError
+from flashgen_runtime.messages import GenerationParams
+
+Protocol = Literal[
+    "generate",
+    "openai.chat_completions",
+    "openai.completions",
+    "openai.embeddings",
+    "openai.models",
+]
+Task = Literal["text-generation", "feature-extraction"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the file's sections: all fields by name, none unknown."""
+
+
+class HubSource(_Section, frozen=True, tag_field="kind", tag="hub"):
+    """A repository on the hub, fetched into the hub's cache when the worker starts."""
+
+    repository: str
+    revision: str | None
+
+
+class FolderSource(_Section, frozen=True, tag_field="kind", tag="folder"):
+    """A folder below `FLASHGEN_MODELS`."""
+
+    folder: str
+
+
+class ModelConfig(_Section, frozen=True):
+    """One model: where its weights are and how it decodes."""
+
+    # What callers write, besides the aliases.
+    id: str
+    aliases: tuple[str, ...]
+    task: Task
+    source: HubSource | FolderSource
+
+    # "auto" keeps the checkpoint's own.
+    dtype: DType
+
+    # "cpu", "cuda" or "cuda:N".
+    device: str
+
+    # Longest prompt plus completion, in tokens; `None` takes the checkpoint's own limit.
+    max_context: int | None
+    chat_template: str | None
+    generation_params: GenerationParams
+
+
+class EngineConfig(_Section, frozen=True):
+    """Limits of one worker's batches and memory."""
+
+    # Requests that decode together.
+    max_num_seqs: int
+
+    # Tokens of one forward pass, prefill and decode together.
+    max_num_batched_tokens: int
+
+    # Tokens of one block of the KV cache.
+    block_size: int
+    kv_cache_bytes: int
+
+
+class DeviceRequirements(_Section, frozen=True):
+    """What the card must offer at least; checked when a worker starts."""
+
+    gpus: int
+    gpu_memory_bytes: int | None
+
+    # "9.0"
+    gpu_cuda_capability: str | None
+
+
+class ServerConfig(_Section, frozen=True):
+    """A pool of equal workers."""
+
+    name: str
+    rpc_port: int
+    operations_port: int
+
+    # CPU threads for tensor operations.
+    threads: int
+    models: tuple[ModelConfig, ...]
+    engine: EngineConfig
+    requirements: DeviceRequirements
+
+
+class ApiConfig(_Section, frozen=True):
+    """One route: what it speaks and who answers."""
+
+    name: str
+    path: str
+    method: Literal["GET", "POST"]
+    protocol: Protocol
+    servers: tuple[str, ...]
+
+
+class ServiceConfig(_Section, frozen=True):
+    """The whole file."""
+
+    version: Literal[1]
+    name: str
+    apis: tuple[ApiConfig, ...]
+    servers: tuple[ServerConfig, ...]
+
+    def api(self, name: str) -> ApiConfig:
+        """The api called `name`; raises `KeyError`."""
+        return _by_name(self.apis, name)
+
+    def server(self, name: str) -> ServerConfig:
+        """The server called `name`; raises `KeyError`."""
+        return _by_name(self.servers, name)
+
+
+_Named = TypeVar("_Named", ApiConfig, ServerConfig)
+
+
+def load_config(path: Path) -> ServiceConfig:
+    """Reads and checks a configuration file; raises `ConfigError` that says where it is wrong."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(path, "no such file") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(path, f"cannot be read: {error}") from error
+    try:
+        return msgspec.convert(tree, ServiceConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(path, str(error)) from error
+
+
+def _by_name(sections: tuple[_Named, ...], name: str) -> _Named:
+    for section in sections:
+        if section.name == name:
+            return section
+    raise KeyError(name)

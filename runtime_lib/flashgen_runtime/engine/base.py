@@ -1,0 +1,50 @@
+"""The engine's interface: requests in, one step at a time, tokens out. Free of torch, so that fakes can stand in."""
+
+from typing import NamedTuple, Protocol
+
+from flashgen_runtime.engine.sampling_params import SamplingParams
+from flashgen_runtime.messages import FinishReason
+
+
+class EngineRequest(NamedTuple):
+    """An encoded request, ready to be scheduled."""
+
+    request_id: str
+
+    # Never empty, and together with `params.max_tokens` within the context window.
+    prompt_ids: list[int]
+    params: SamplingParams
+
+
+class EngineOutput(NamedTuple):
+    """What one step brought one request."""
+
+    request_id: str
+
+    # New text; may be empty while a character or a stop string is incomplete.
+    text: str
+    finish_reason: FinishReason | None
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+class Engine(Protocol):
+    """Continuous batching behind three calls. Not thread-safe: one thread owns it."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request waits or runs."""
+
+    @property
+    def max_context(self) -> int:
+        """Longest prompt plus completion that fits, in tokens."""
+
+    def add_request(self, request: EngineRequest) -> None:
+        """Queues a request; raises `RequestError` if it can never fit."""
+
+    def step(self) -> list[EngineOutput]:
+        """Runs one forward pass; every request with something new appears once."""
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request and frees its blocks at once; an unknown id is ignored, since it may just have finished."""

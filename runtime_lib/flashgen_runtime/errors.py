@@ -1,0 +1,65 @@
+"""The runtime's exceptions, each built from data and writing its own message.
+
+ServingError
+├── ConfigError            the configuration file is missing or wrong: exit 78
+├── WeightsError           a weight file is missing, truncated or lies: exit 78
+├── DeviceError            the device is not what the configuration asks for: exit 78
+└── RequestError           one request cannot be served; `kind` says why
+    └── WorkerLostError         the worker or the connection to it ended while the request was open
+"""
+
+from pathlib import Path
+
+from flashgen_runtime.messages import FailureKind
+
+# sysexits.h, EX_CONFIG: a supervisor does not start the process again.
+EXIT_CONFIG = 78
+
+
+class ServingError(Exception):
+    """Base of everything that the runtime raises on purpose."""
+
+
+class ConfigError(ServingError):
+    """The configuration file does not say what a process needs."""
+
+    def __init__(self, path: Path | str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+        self.problem = problem
+
+
+class WeightsError(ServingError):
+    """A file of a checkpoint cannot be used."""
+
+    def __init__(self, path: Path | str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+        self.problem = problem
+
+
+class DeviceError(ServingError):
+    """The machine's device falls short of what the configuration declares."""
+
+    def __init__(self, *, expected: str, found: str) -> None:
+        super().__init__(f"expected {expected}, found {found}")
+        self.expected = expected
+        self.found = found
+
+
+class RequestError(ServingError):
+    """One request cannot be served; the process and all other requests are fine."""
+
+    def __init__(self, message: str, *, kind: FailureKind, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.kind = kind
+        self.param = param
+
+
+class WorkerLostError(RequestError):
+    """The worker, or the connection to it, ended while the request was open."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(f"the worker at {address} was lost while it served the request", kind="unavailable")
+        self.address = address

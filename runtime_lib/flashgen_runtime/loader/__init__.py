@@ -1,0 +1,1 @@
+"""Reads checkpoints: `load_model(path, *, dtype, device) -> LoadedModel`."""

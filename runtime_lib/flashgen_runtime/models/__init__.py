@@ -1,0 +1,1 @@
+"""One file per task kind, and the registry that finds it."""

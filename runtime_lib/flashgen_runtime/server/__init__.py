@@ -1,0 +1,1 @@
+"""The API side: routes, streaming, admission, routing. Never imports torch."""

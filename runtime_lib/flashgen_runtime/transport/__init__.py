@@ -1,0 +1,1 @@
+"""Carries messages between API servers and workers; never drops one silently."""

@@ -1,0 +1,1 @@
+"""The worker process: a loop that feeds the engine and carries its outputs to the API servers."""
