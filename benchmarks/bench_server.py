@@ -1,0 +1,157 @@
+"""What a generated API costs: its requests per second and latency with the instant fake engine, beside a bare echo.
+
+Run: python -m benchmarks.bench_server [--quick]
+Both are FastAPI on uvicorn (uvloop, httptools), one process each, asked in turn within one run. The generated API
+parses and checks an OpenAI chat request, sends it over ZeroMQ to a worker process with a fake engine that answers at once, and
+builds the answer; the echo returns its body. "added" is the difference of the two medians.
+"""
+
+import argparse
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from benchmarks.http_client import Connection
+from benchmarks.report import Aim, Row, print_report, row_of
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "samples" / "01-complete-python" / "flashgen.yaml"
+SERVER = "stdlib-coder"
+CHAT = "/v1/chat/completions"
+BODY: dict[str, object] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+ADDED_P50_MS = 1.5
+
+
+def main() -> None:
+    """Starts both servers, measures them in turn, prints the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and requests")
+    quick = parser.parse_args().quick
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        ports = {"flashgen": stack.enter_context(_generated(folder)), "bare echo": stack.enter_context(_echo())}
+        rows, aims = asyncio.run(_measure(ports, rounds=3 if quick else 7, requests=200 if quick else 1000))
+    print_report("server", rows, aims, ["fastapi", "uvicorn", "pydantic", "pyzmq", "msgspec"])
+
+
+async def _measure(ports: dict[str, int], *, rounds: int, requests: int) -> tuple[list[Row], list[Aim]]:
+    p50: dict[str, list[float]] = {system: [] for system in ports}
+    p99: dict[str, list[float]] = {system: [] for system in ports}
+    rates: dict[int, dict[str, list[float]]] = {n: {system: [] for system in ports} for n in (1, 32)}
+    for port in ports.values():
+        await _load(port, connections=4, requests=requests)
+    for _ in range(rounds):
+        for system, port in ports.items():
+            seconds, rate = await _load(port, connections=1, requests=requests)
+            milliseconds = sorted(1000 * value for value in seconds)
+            p50[system].append(milliseconds[len(milliseconds) // 2])
+            p99[system].append(milliseconds[int(len(milliseconds) * 0.99)])
+            rates[1][system].append(rate)
+        for system, port in ports.items():
+            rates[32][system].append((await _load(port, connections=32, requests=2 * requests))[1])
+    rows = []
+    for system in ports:
+        rows.append(row_of(p50[system], system=system, workload="1 at a time", metric="p50 ms"))
+        rows.append(row_of(p99[system], system=system, workload="1 at a time", metric="p99 ms"))
+        for connections, by_system in rates.items():
+            workload = f"{connections} at a time"
+            rows.append(row_of(by_system[system], system=system, workload=workload, metric="requests/s"))
+    added = {}
+    for metric, values in (("p50", p50), ("p99", p99)):
+        pairs = zip(values["flashgen"], values["bare echo"], strict=True)
+        added[metric] = row_of(
+            [ours - bare for ours, bare in pairs], system="added", workload="1 at a time", metric=f"{metric} ms"
+        )
+    what = "milliseconds added at p50 over a bare FastAPI echo, one request at a time"
+    return [*rows, *added.values()], [Aim(id="added-p50", what=what, aim=ADDED_P50_MS, value=added["p50"].value)]
+
+
+async def _load(port: int, *, connections: int, requests: int) -> tuple[list[float], float]:
+    """Seconds of each request, and requests per second over all connections."""
+
+    async def one_connection() -> list[float]:
+        async with Connection(port) as connection:
+            return [await connection.post(CHAT, BODY) for _ in range(requests // connections)]
+
+    started = time.perf_counter()
+    seconds = [
+        value for values in await asyncio.gather(*(one_connection() for _ in range(connections))) for value in values
+    ]
+    return seconds, len(seconds) / (time.perf_counter() - started)
+
+
+@contextmanager
+def _generated(folder: Path) -> Iterator[int]:
+    """The sample's API process and a worker process with a fake engine; gives the API's port."""
+    subprocess.run(
+        [sys.executable, "-m", "flashgen", "build", str(SAMPLE), "-o", str(folder)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    port, operations, rpc, worker_operations = (_free_port() for _ in range(4))
+    environment = {
+        **os.environ,
+        "FLASHGEN_CONFIG": "config/service.yaml",
+        "FLASHGEN_API_HOST": "127.0.0.1",
+        "FLASHGEN_API_PORT": str(port),
+        "FLASHGEN_OPERATIONS_PORT": str(operations),
+        "FLASHGEN_WORKER_STDLIB_CODER": f"127.0.0.1:{rpc}",
+        "FLASHGEN_BIND_HOST": "127.0.0.1",
+        "FLASHGEN_RPC_PORT": str(rpc),
+        "FLASHGEN_WORKER_OPERATIONS_PORT": str(worker_operations),
+    }
+    config = str(folder / "config" / "service.yaml")
+    worker = [sys.executable, "-m", "flashgen_runtime.testing.worker", "--config", config, "--server", SERVER]
+    api = [sys.executable, "-m", "flashgen_runtime", "serve-api", str(folder)]
+    with _process(worker, environment), _process(api, environment):
+        _wait_until_ready(f"http://127.0.0.1:{port}/readyz")
+        yield port
+
+
+@contextmanager
+def _echo() -> Iterator[int]:
+    port = _free_port()
+    with _process([sys.executable, "-m", "benchmarks.peers.echo", str(port)], dict(os.environ)):
+        _wait_until_ready(f"http://127.0.0.1:{port}/readyz")
+        yield port
+
+
+@contextmanager
+def _process(command: list[str], environment: dict[str, str]) -> Iterator[None]:
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=1):
+                return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+if __name__ == "__main__":
+    main()
