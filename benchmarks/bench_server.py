@@ -2,8 +2,8 @@
 
 Run: python -m benchmarks.bench_server [--quick]
 Both are FastAPI on uvicorn (uvloop, httptools), one process each, asked in turn within one run. The generated API
-parses and checks an OpenAI chat request, sends it over ZeroMQ to a worker process with a fake engine that answers at once, and
-builds the answer; the echo returns its body. "added" is the difference of the two medians.
+parses and checks an OpenAI chat request, sends it over ZeroMQ to a worker process with a fake engine that answers at
+once, and builds the answer; the echo returns its body. "added" is the difference of the two medians.
 """
 
 import argparse

@@ -6,21 +6,25 @@ from typing import Literal
 
 from flashgen.resolved import ResolvedProject
 
+# managed: flashgen updates it; once: written one time, then the user's.
 Owner = Literal["managed", "once"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedFile:
-    """One output."""
+    """One output: rendered from a template or made by a producer, exactly one of the two."""
 
-    # Template key plus the loop item's name: stays the same when the path changes.
+    # Template or producer plus the loop item's name: stays the same when the path changes.
     file_id: str
 
     # Relative to the project, with "/".
     path: str
 
     # Relative to the blueprint's template folder.
-    template: str
+    template: str | None = None
+
+    # A name in `producers.PRODUCERS`.
+    producer: str | None = None
     owner: Owner
     mode: int
 
@@ -32,6 +36,7 @@ class PlannedFile:
 class BuildPlan:
     """Everything that `stages.render` needs."""
 
-    blueprint: Path
+    # The folder that templates are relative to: `{{cookiecutter.name}}` of a blueprint; macros lie in `../templates`.
+    template_folder: Path
     project: ResolvedProject
     files: tuple[PlannedFile, ...]

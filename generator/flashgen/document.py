@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# What a YAML scalar can be.
+Scalar = str | int | float | bool | None
+
 # Keys and list indices from the root to a node.
 NodePath = tuple[str | int, ...]
 

@@ -118,6 +118,9 @@ class ProjectSpec:
     """The whole file."""
 
     path: Path
+
+    # Of the file: later diagnostics quote it (`SpecError(…, path=spec.path, text=spec.text)`).
+    text: str = ""
     name: str | None = None
     description: str | None = None
     apis: tuple[ApiSpec, ...]

@@ -4,6 +4,7 @@ ServingError
 ├── ConfigError            the configuration file is missing or wrong: exit 78
 ├── WeightsError           a weight file is missing, truncated or lies: exit 78
 ├── DeviceError            the device is not what the configuration asks for: exit 78
+├── FrameError             a message of the transport is malformed or too large
 └── RequestError           one request cannot be served; `kind` says why
     └── WorkerLostError         the worker or the connection to it ended while the request was open
 """
@@ -45,6 +46,15 @@ class DeviceError(ServingError):
         super().__init__(f"expected {expected}, found {found}")
         self.expected = expected
         self.found = found
+
+
+class FrameError(ServingError):
+    """One message of the transport cannot be written or read; the connection is fine."""
+
+    def __init__(self, problem: str, *, num_bytes: int) -> None:
+        super().__init__(f"a frame of {num_bytes} bytes {problem}")
+        self.problem = problem
+        self.num_bytes = num_bytes
 
 
 class RequestError(ServingError):

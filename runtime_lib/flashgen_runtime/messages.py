@@ -133,6 +133,10 @@ class RequestFailure(Message, frozen=True):
     param: str | None = None
 
 
+class RepliesLost(Message, frozen=True):
+    """The server's queue was full and replies to it were dropped: it fails its open requests and says hello again."""
+
+
 Reply = TextDelta | Embeddings | RequestFailure
 
 
@@ -145,7 +149,7 @@ class StepOutputs(Message, frozen=True):
 
 WorkRequest = GenerateRequest | EmbedRequest
 ToWorker = Hello | GenerateRequest | EmbedRequest | Cancel
-FromWorker = WorkerStatus | StepOutputs
+FromWorker = WorkerStatus | StepOutputs | RepliesLost
 
 
 def is_final(reply: Reply) -> bool:

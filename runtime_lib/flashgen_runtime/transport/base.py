@@ -36,6 +36,9 @@ class WorkerEndpoint(Protocol):
     def publish(self, status: WorkerStatus) -> None:
         """Tells every connected server, and each that connects later, what the worker's state is."""
 
+    def on_server_lost(self, callback: Callable[[bytes], None]) -> None:
+        """Calls back with the id of a server whose connection ended: nothing reaches its open requests any more."""
+
     @property
     def connected_servers(self) -> int:
         """Servers that have said hello and are still there."""
