@@ -42,7 +42,8 @@ test-slow: install ## what guards a promise and takes longer: every sample built
 	$(BIN)/python -m pytest -m slow
 
 golden: install ## rewrite what the tests compare with; review the difference
-	$(BIN)/python -m tests.regenerate
+	$(BIN)/python -m tests.regenerate_invalid
+	$(BIN)/python -m tests.regenerate_golden
 
 bench: install ## the measurements that README quotes
 	$(BIN)/python -m benchmarks.bench_build

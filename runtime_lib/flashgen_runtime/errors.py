@@ -3,6 +3,7 @@
 ServingError
 ├── ConfigError            the configuration file is missing or wrong: exit 78
 ├── WeightsError           a weight file is missing, truncated or lies: exit 78
+├── DownloadError          a checkpoint could not be fetched now: exit 1, the next start may succeed
 ├── DeviceError            the device is not what the configuration asks for: exit 78
 ├── FrameError             a message of the transport is malformed or too large
 └── RequestError           one request cannot be served; `kind` says why
@@ -36,6 +37,15 @@ class WeightsError(ServingError):
     def __init__(self, path: Path | str, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
         self.path = path
+        self.problem = problem
+
+
+class DownloadError(ServingError):
+    """A checkpoint could not be fetched; unlike a wrong name, another attempt may succeed."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name}: {problem}")
+        self.name = name
         self.problem = problem
 
 

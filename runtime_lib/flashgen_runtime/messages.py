@@ -4,6 +4,7 @@ Messages are msgpack arrays (see `transport.codec`). A new field goes to the end
 server and a worker one version apart understand each other.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -60,7 +61,7 @@ class EmbedRequest(Message, frozen=True):
 
     request_id: str
     model: str
-    inputs: list[str] | list[list[int]]
+    inputs: Sequence[str | list[int]]
 
 
 class Cancel(Message, frozen=True):

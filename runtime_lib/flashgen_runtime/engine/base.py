@@ -1,6 +1,6 @@
 """The engine's interface: requests in, one step at a time, tokens out. Free of torch, so that fakes can stand in."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from flashgen_runtime.engine.sampling_params import SamplingParams
 from flashgen_runtime.messages import FinishReason
@@ -29,6 +29,19 @@ class EngineOutput(NamedTuple):
     cached_tokens: int = 0
 
 
+class EngineStats(NamedTuple):
+    """What an engine holds now, and what it has done since its start."""
+
+    running: int
+    waiting: int
+    blocks_used: int
+    blocks_total: int
+
+    # Forward passes.
+    steps: int
+    preemptions: int
+
+
 class Engine(Protocol):
     """Continuous batching behind three calls. Not thread-safe: one thread owns it."""
 
@@ -48,3 +61,12 @@ class Engine(Protocol):
 
     def abort(self, request_id: str) -> None:
         """Ends a request and frees its blocks at once; an unknown id is ignored, since it may just have finished."""
+
+
+@runtime_checkable
+class ReportsStats(Protocol):
+    """What an engine may have besides."""
+
+    @property
+    def stats(self) -> EngineStats:
+        """For metrics and tests."""

@@ -4,7 +4,7 @@ A worker binds one `WorkerEndpoint`; an API server holds one `WorkerConnection` 
 across processes and hosts, `memory` within one process, for tests.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import NamedTuple, Protocol
 
 from flashgen_runtime.messages import Reply, StepOutputs, ToWorker, WorkerStatus, WorkRequest
@@ -59,7 +59,7 @@ class WorkerConnection(Protocol):
     def on_change(self, callback: Callable[[], None]) -> None:
         """Calls back after every change of `status`."""
 
-    def stream(self, request: WorkRequest) -> AsyncIterator[Reply]:
+    def stream(self, request: WorkRequest) -> AsyncGenerator[Reply, None]:
         """Sends a request and yields its replies in order, ending after the final one.
 
         Raises `RequestError` (kind "unavailable") before the first reply when there is no connection or its queue is

@@ -1,0 +1,31 @@
+"""Every metric of both kinds of process, declared in one place; `operations` serves them at `/metrics`.
+
+The API server and the worker loop set their own; `engine` sets the gauges of its queues and of its KV cache.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+# The API server, by the api's name.
+
+requests_total = Counter("flashgen_requests_total", "Requests answered, by HTTP status.", ["api", "code"])
+request_seconds = Histogram(
+    "flashgen_request_seconds", "From the request to the end of its answer.", ["api"], buckets=_SECONDS
+)
+time_to_first_token_seconds = Histogram(
+    "flashgen_time_to_first_token_seconds", "From the request to its first text.", ["api"], buckets=_SECONDS
+)
+requests_in_flight = Gauge("flashgen_requests_in_flight", "Requests admitted and not yet answered.", ["api"])
+disconnects_total = Counter("flashgen_disconnects_total", "Callers that left before their answer ended.", ["api"])
+
+# The worker, by the model's id.
+
+requests_running = Gauge("flashgen_requests_running", "Requests that are part of the current batch.", ["model"])
+requests_waiting = Gauge("flashgen_requests_waiting", "Requests that wait for room in the batch.", ["model"])
+kv_blocks_used = Gauge("flashgen_kv_blocks_used", "Blocks of the KV cache that requests hold.", ["model"])
+kv_blocks_total = Gauge("flashgen_kv_blocks_total", "Blocks of the KV cache.", ["model"])
+prompt_tokens_total = Counter("flashgen_prompt_tokens_total", "Prompt tokens of requests that finished.", ["model"])
+generation_tokens_total = Counter("flashgen_generation_tokens_total", "Tokens generated.", ["model"])
+steps_total = Counter("flashgen_steps_total", "Engine steps.", ["model"])
+step_seconds = Histogram("flashgen_step_seconds", "Duration of an engine step.", ["model"], buckets=_SECONDS)

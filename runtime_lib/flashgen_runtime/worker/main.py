@@ -1,0 +1,138 @@
+"""The worker process: from the environment to an exit code.
+
+0 after SIGTERM or SIGINT; 78 when configuration, weights or device are wrong, which no restart repairs; 1 for
+everything that one may: a port in use, a download that failed, an engine that crashed.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import NoReturn
+
+from flashgen_runtime.config import ModelConfig, ServerConfig, load_config
+from flashgen_runtime.errors import EXIT_CONFIG, ConfigError, DeviceError, DownloadError, WeightsError
+from flashgen_runtime.logs import fields, setup_logs
+from flashgen_runtime.models.base import ServedModel
+from flashgen_runtime.operations import OperationsServer
+from flashgen_runtime.transport.zmq import ZmqWorkerEndpoint
+from flashgen_runtime.worker.health import WorkerProbes
+from flashgen_runtime.worker.loading import model_loader
+from flashgen_runtime.worker.model_manager import ModelManager
+from flashgen_runtime.worker.settings import WorkerSettings
+from flashgen_runtime.worker.worker import Worker
+
+log = logging.getLogger(__name__)
+
+# How long a worker that cannot serve waits for an API server to hear why.
+LISTENER_SECONDS = 10.0
+
+EXIT_FAILURE = 1
+
+# What no restart repairs.
+_FINAL = (ConfigError, WeightsError, DeviceError)
+
+Load = Callable[[ModelConfig], ServedModel]
+MakeLoad = Callable[[ServerConfig, WorkerSettings], Load]
+
+
+def run_worker(server_name: str) -> NoReturn:
+    """Serves the models of one server until SIGTERM; settings come from the environment. Ends the process."""
+    run_worker_with(server_name, lambda server, settings: model_loader(server, settings.models_folder))
+
+
+def run_worker_with(server_name: str, make_load: MakeLoad) -> NoReturn:
+    """The same with another way to load models: for fakes."""
+    setup_logs(f"worker:{server_name}")
+    try:
+        exit_code = _run(server_name, make_load)
+    except _FINAL as error:
+        exit_code = _report(server_name, error, exit_code=EXIT_CONFIG)
+    except (OSError, DownloadError) as error:
+        exit_code = _report(server_name, error, exit_code=EXIT_FAILURE)
+    _leave(exit_code)
+
+
+def _run(server_name: str, make_load: MakeLoad) -> int:
+    settings = WorkerSettings.from_environment(os.environ)
+    server = _server_named(server_name, settings)
+    return asyncio.run(_serve(server, settings, make_load(server, settings)))
+
+
+def _server_named(name: str, settings: WorkerSettings) -> ServerConfig:
+    config = load_config(settings.config_path)
+    try:
+        return config.server(name)
+    except KeyError as error:
+        known = ", ".join(f"`{server.name}`" for server in config.servers)
+        raise ConfigError(settings.config_path, f"there is no server `{name}`, only {known}") from error
+
+
+async def _serve(server: ServerConfig, settings: WorkerSettings, load: Load) -> int:
+    """Binds both ports, serves until told to end, and gives the exit code.
+
+    Raises:
+        ConfigError, WeightsError, DeviceError: after the endpoint has published them.
+        DownloadError: weights could not be fetched.
+        OSError: a port is taken.
+    """
+    manager = ModelManager(server.models, load)
+    endpoint = ZmqWorkerEndpoint(settings.bind_host, settings.rpc_port_of(server))
+    worker = Worker(endpoint, manager, drain_seconds=settings.drain_seconds)
+    port = settings.operations_port_of(server)
+    operations = OperationsServer(WorkerProbes(worker), host=settings.bind_host, port=port)
+    try:
+        await operations.start()
+        log.info("listening", extra=fields(rpc_port=endpoint.port, operations_port=operations.port))
+        _drain_on_signals(worker)
+        return await _run_to_end(worker)
+    finally:
+        await operations.close()
+        await worker.close()
+
+
+async def _run_to_end(worker: Worker) -> int:
+    try:
+        await worker.run()
+    except _FINAL:
+        await worker.wait_for_listener(LISTENER_SECONDS)
+        raise
+    except DownloadError:
+        raise
+    except Exception:
+        log.exception("the worker cannot go on")
+        return EXIT_FAILURE
+    return 0
+
+
+def _drain_on_signals(worker: Worker) -> None:
+    """The first signal drains, the second ends at once."""
+    draining: list[asyncio.Task[None]] = []
+
+    def on_signal() -> None:
+        if draining:
+            worker.stop()
+        else:
+            draining.append(asyncio.create_task(worker.drain()))
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+
+
+def _report(server_name: str, error: Exception, *, exit_code: int) -> int:
+    """One line for a person, whatever the message holds."""
+    sys.stderr.write(f"error: worker `{server_name}`: {' '.join(str(error).split())}\n")
+    return exit_code
+
+
+def _leave(exit_code: int) -> NoReturn:
+    """Ends the process, even while a daemon thread loads or steps: its native code would race the interpreter's end."""
+    logging.shutdown()
+    sys.stderr.flush()
+    sys.stdout.flush()
+    if any(thread.daemon for thread in threading.enumerate()):
+        os._exit(exit_code)
+    sys.exit(exit_code)
