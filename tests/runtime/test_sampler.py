@@ -1,0 +1,148 @@
+"""The sampler's laws: what each parameter keeps, and that a seed's text depends on nothing else."""
+
+import pytest
+import torch
+
+from flashgen_runtime.engine.base import EngineRequest
+from flashgen_runtime.engine.request import Request
+from flashgen_runtime.engine.sampler import sample, uniform_of
+from flashgen_runtime.engine.sampling_params import SamplingParams
+from tests.runtime_models import kv_cache_bytes, random_prompts, run_to_end, sizes, tiny_engine, tiny_module
+
+DRAWS = 2000
+LOGITS = torch.tensor([0.5, 2.0, -1.0, 1.5, 0.0, 3.0, -torch.inf, 1.0])
+
+
+def row(*, seed: int = 0, num_completion_tokens: int = 0, **params: float) -> Request:
+    return Request(
+        request_id="row",
+        params=SamplingParams(max_tokens=100, **params),  # type: ignore[arg-type]  # numbers of both kinds
+        token_ids=[0] * (1 + num_completion_tokens),
+        num_prompt_tokens=1,
+        seed=seed,
+        eos_ids=frozenset(),
+    )
+
+
+def frequencies(**params: float) -> torch.Tensor:
+    """How often each token is drawn by as many seeds."""
+    rows = [row(seed=seed, **params) for seed in range(DRAWS)]
+    drawn = sample(LOGITS.repeat(DRAWS, 1), rows)
+    return torch.bincount(torch.tensor(drawn), minlength=len(LOGITS)) / DRAWS
+
+
+def test_greedy_rows_take_the_largest() -> None:
+    """Temperature 0 is the argmax, also beside rows that draw."""
+    rows = [row(temperature=0), row(temperature=1, top_k=1), row(temperature=0, top_k=3)]
+
+    assert sample(LOGITS.repeat(3, 1), rows) == [5, 5, 5]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_temperature(temperature: float) -> None:
+    """Tokens come as often as the softmax of the scaled logits says; an impossible one never."""
+    found = frequencies(temperature=temperature)
+
+    torch.testing.assert_close(found, (LOGITS / temperature).softmax(dim=-1), atol=0.04, rtol=0)
+    assert found[6] == 0
+
+
+def test_tiny_temperature_is_greedy() -> None:
+    """A temperature near 0 neither overflows nor gives anything but the largest."""
+    assert frequencies(temperature=1e-30)[5] == 1
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 8, 100])
+def test_top_k(top_k: int) -> None:
+    """Only the k most probable tokens are drawn, in their proportions."""
+    kept = LOGITS.topk(min(top_k, 7)).indices
+    expected = torch.full_like(LOGITS, -torch.inf).scatter(0, kept, LOGITS[kept]).softmax(dim=-1)
+
+    torch.testing.assert_close(frequencies(temperature=1, top_k=top_k), expected, atol=0.04, rtol=0)
+
+
+@pytest.mark.parametrize(("top_p", "num_kept"), [(0.01, 1), (0.55, 2), (0.8, 3), (0.95, 5), (1.0, 7)])
+def test_top_p(top_p: float, num_kept: int) -> None:
+    """The smallest set of tokens is kept whose probabilities reach p."""
+    probabilities = LOGITS.softmax(dim=-1).sort(descending=True).values
+    assert probabilities[:num_kept].sum() >= top_p - 1e-6
+    assert num_kept == 1 or probabilities[: num_kept - 1].sum() < top_p
+
+    found = frequencies(temperature=1, top_p=top_p)
+
+    assert set(found.nonzero().squeeze(-1).tolist()) == set(LOGITS.topk(num_kept).indices.tolist())
+
+
+def test_top_p_counts_what_top_k_left() -> None:
+    """Both together: p of the k tokens' own distribution, as in transformers."""
+    found = frequencies(temperature=1, top_k=2, top_p=0.7)
+
+    assert found[5] == 1
+
+
+def test_equal_logits_are_kept_together() -> None:
+    """Where a border falls between equal values all of them stay, so no order of sorting shows."""
+    flat = torch.zeros(400, 10)
+
+    drawn = sample(flat, [row(seed=seed, temperature=1, top_k=2) for seed in range(400)])
+
+    assert set(drawn) == set(range(10))
+
+
+def test_uniform_numbers_are_uniform() -> None:
+    """Over seeds and over tokens: ten equal parts are hit about equally, and all values are within [0, 1)."""
+    by_seed = torch.tensor([uniform_of(seed, 0) for seed in range(5000)])
+    by_token = torch.tensor([uniform_of(3, index) for index in range(5000)])
+
+    for numbers in (by_seed, by_token):
+        assert 0 <= numbers.min() <= numbers.max() < 1
+        assert (torch.histc(numbers, bins=10, min=0, max=1) - 500).abs().max() < 100
+    assert uniform_of(1, 2) != uniform_of(2, 1)
+
+
+def test_row_is_the_same_alone_and_in_any_company() -> None:
+    """What a row draws does not depend on the other rows' parameters."""
+    torch.manual_seed(0)
+    logits = torch.randn(40, 50).round(decimals=1)
+    rows = [
+        row(seed=seed, num_completion_tokens=seed % 7, temperature=1 + seed % 2, top_p=0.5 + seed / 80, top_k=1 + seed)
+        for seed in range(20)
+    ] + [row(seed=seed, temperature=seed % 3) for seed in range(20)]
+
+    together = sample(logits, rows)
+
+    assert together == [sample(logits[index : index + 1], [rows[index]])[0] for index in range(40)]
+
+
+def sampled_request(request_id: str, prompt: list[int], *, seed: int | None) -> EngineRequest:
+    return EngineRequest(request_id, prompt, SamplingParams(max_tokens=16, temperature=1, top_p=0.9, seed=seed))
+
+
+def test_seed_gives_the_same_text_alone_in_a_batch_and_after_preemption() -> None:
+    """A seeded request's text does not depend on what runs beside it."""
+    prompts = random_prompts(8, longest=12)
+    roomy = tiny_engine(tiny_module("llama"))
+    alone = []
+    for prompt in prompts:
+        roomy.add_request(sampled_request("alone", prompt, seed=-5))
+        alone.append(run_to_end(roomy)["alone"])
+
+    module = tiny_module("llama")
+    limits = sizes(block_size=4, kv_cache_bytes=kv_cache_bytes(module, num_tokens=56))
+    tiny = tiny_engine(module, limits=limits)
+    for index, prompt in enumerate(prompts):
+        tiny.add_request(sampled_request(str(index), prompt, seed=-5))
+    together = run_to_end(tiny)
+
+    assert [together[str(index)] for index in range(8)] == alone
+    assert tiny.stats.preemptions > 0
+
+
+def test_without_a_seed_texts_differ() -> None:
+    """A request without a seed draws one, each time another."""
+    engine = tiny_engine(tiny_module("llama"))
+
+    for number in range(4):
+        engine.add_request(sampled_request(str(number), [1, 2], seed=None))
+
+    assert len(set(run_to_end(engine).values())) > 1
