@@ -1,0 +1,69 @@
+"""`/v1/models`: what there is to ask, ready or not."""
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi import Request, Response
+from pydantic import BaseModel, Field
+
+from flashgen_runtime.server.responses import json_response, service_of
+from flashgen_runtime.server.router import Target
+from flashgen_runtime.server.service import Service
+
+OWNER = "flashgen"
+
+
+class Model(BaseModel):
+    """One model."""
+
+    id: str
+    object: str = "model"
+    created: int = Field(description="Unix time in seconds when this API server started.")
+    owned_by: str = OWNER
+    aliases: list[str]
+    task: str
+    ready: bool = Field(description="Whether a worker takes requests for it now.")
+
+    # Known once a worker has loaded the model.
+    dtype: str | None = None
+    max_model_len: int | None = Field(None, description="Longest prompt plus completion in tokens.")
+
+
+if TYPE_CHECKING:
+    # A project may declare its outputs more loosely, as in `data: list[dict[str, Any]]`.
+    Data = list[Any]
+else:
+    Data = list[Model]
+
+
+class ModelList(BaseModel):
+    """All models of the service."""
+
+    object: str = "list"
+    data: Data
+
+
+async def list_models(request: Request) -> Response:
+    """Lists the models of the service, those that still load among them."""
+    service = service_of(request)
+    return json_response({"object": "list", "data": [_described(service, target) for target in service.router.models]})
+
+
+async def get_model(request: Request, model_id: str) -> Response:
+    """Describes one model, found by its id, which may hold slashes, or by an alias."""
+    service = service_of(request)
+    return json_response(_described(service, service.router.model(model_id.rstrip("/"))))
+
+
+def _described(service: Service, target: Target) -> dict[str, object]:
+    status = service.router.status(target)
+    return {
+        "id": target.model.id,
+        "object": "model",
+        "created": service.created,
+        "owned_by": OWNER,
+        "aliases": target.model.aliases,
+        "task": target.model.task,
+        "ready": service.router.is_ready(target),
+        "dtype": (status.dtype or None) if status is not None else None,
+        "max_model_len": (status.max_context or None) if status is not None else None,
+    }

@@ -1,0 +1,44 @@
+"""`/v1/models` through the application."""
+
+from pathlib import Path
+
+from fastapi.testclient import TestClient
+from service_under_test import CHAT_MODEL, EMBED_MODEL, ScriptedConnection, application, scripted_service
+
+
+def test_models_are_listed(client: TestClient) -> None:
+    """The list has every model of the service in OpenAI's shape."""
+    answer = client.get("/v1/models").json()
+
+    assert answer["object"] == "list"
+    assert [model["id"] for model in answer["data"]] == [CHAT_MODEL, EMBED_MODEL]
+    for model in answer["data"]:
+        assert model["object"] == "model"
+        assert isinstance(model["created"], int)
+        assert isinstance(model["owned_by"], str)
+
+
+def test_a_model_is_found_by_id_and_alias(client: TestClient) -> None:
+    """Ids may hold slashes, the path may end in one, and an alias gives the model itself."""
+    for name in (CHAT_MODEL, f"{CHAT_MODEL}/", "default"):
+        assert client.get(f"/v1/models/{name}").json()["id"] == CHAT_MODEL
+
+
+def test_unknown_model_is_not_found(client: TestClient) -> None:
+    """A model that is not configured is 404 with OpenAI's code."""
+    answer = client.get("/v1/models/acme/other")
+
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "model_not_found"
+
+
+def test_models_that_load_are_listed_as_not_ready(tmp_path: Path) -> None:
+    """Clients may list models before a worker is there."""
+    app = application(scripted_service(tmp_path, ScriptedConnection(state=None)))
+    with TestClient(app) as client:
+        answer = client.get("/v1/models").json()
+
+    assert [(model["id"], model["ready"], model["max_model_len"]) for model in answer["data"]] == [
+        (CHAT_MODEL, False, None),
+        (EMBED_MODEL, False, None),
+    ]
