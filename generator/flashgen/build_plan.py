@@ -1,8 +1,7 @@
 """What a build will write: which blueprint file, with which values, where to, and whose it is."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from flashgen.resolved import ResolvedProject
 
@@ -10,8 +9,7 @@ from flashgen.resolved import ResolvedProject
 Owner = Literal["managed", "once"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedFile:
+class PlannedFile(NamedTuple):
     """One output: rendered from a template or made by a producer, exactly one of the two."""
 
     # Template or producer plus the loop item's name: stays the same when the path changes.
@@ -19,21 +17,20 @@ class PlannedFile:
 
     # Relative to the project, with "/".
     path: str
-
-    # Relative to the blueprint's template folder.
-    template: str | None = None
-
-    # A name in `producers.PRODUCERS`.
-    producer: str | None = None
     owner: Owner
     mode: int
 
     # Values of this output beside the project: the loop variable, if any.
     context: dict[str, object]
 
+    # Relative to the blueprint's template folder.
+    template: str | None = None
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildPlan:
+    # A name in `producers.PRODUCERS`.
+    producer: str | None = None
+
+
+class BuildPlan(NamedTuple):
     """Everything that `stages.render` needs."""
 
     # The folder that templates are relative to: `{{cookiecutter.name}}` of a blueprint; macros lie in `../templates`.

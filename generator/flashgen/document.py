@@ -1,8 +1,7 @@
 """A parsed YAML file: plain data plus the line and column of every node."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # What a YAML scalar can be.
 Scalar = str | int | float | bool | None
@@ -11,8 +10,7 @@ Scalar = str | int | float | bool | None
 NodePath = tuple[str | int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A range of one line; line and columns start at 1, `end_column` is exclusive."""
 
     line: int
@@ -20,8 +18,7 @@ class Place:
     end_column: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Document:
+class Document(NamedTuple):
     """What `stages.load` gives."""
 
     # As the user named it; diagnostics show it.

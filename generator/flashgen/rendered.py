@@ -1,12 +1,11 @@
 """The project as texts in memory, before anything is written."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from flashgen.build_plan import Owner
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RenderedFile:
+class RenderedFile(NamedTuple):
     """One output; `content` is UTF-8 with LF for texts, any bytes for the vendored wheel."""
 
     file_id: str
@@ -17,8 +16,7 @@ class RenderedFile:
     is_binary: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RenderedProject:
+class RenderedProject(NamedTuple):
     """All outputs, sorted by path."""
 
     files: tuple[RenderedFile, ...]

@@ -1,17 +1,23 @@
 """The project that a spec describes: every default filled, every reference an object, every number computed.
 
 Blueprints see these values and nothing else. Text that a user wrote freely is `UserText`: it reaches a template only
-through a quoting filter. Plain `str` fields are proven identifiers, paths or names of our own.
+through a quoting filter. Plain `str` fields are proven identifiers, paths or names of our own. Nothing else prints.
 """
 
-from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
-from flashgen.spec import FieldSpec, Plain
+from flashgen.sizing import EngineSizes as EngineSizes
+from flashgen.sizing import ResolvedResources as ResolvedResources
+from flashgen.sizing import Shutdown as Shutdown
+from flashgen.types import Type
 from flashgen.user_text import UserText
 
+# A value from the spec whose texts are wrapped at every depth; filters such as `py` and `yaml` write it.
+Value = UserText | bool | int | float | None | list["Value"] | dict[str, "Value"]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResolvedModel:
+
+class ResolvedModel(NamedTuple):
     """One model of one server."""
 
     # What callers write in `model`.
@@ -29,10 +35,14 @@ class ResolvedModel:
     local_path: UserText | None
     path_from_project: UserText | None
 
+    # For a local model, absolute, for `flashgen run`. No template can print a `Path`.
+    path_on_this_machine: Path | None
+
     # For a model from the hub.
     repository: UserText | None
     revision: UserText | None
 
+    # "auto" keeps the checkpoint's own.
     dtype: str
     device: str
     max_context: int | None
@@ -40,33 +50,10 @@ class ResolvedModel:
 
     # Where the chat template comes from as far as the compiler can see: "spec", "checkpoint", "none", "unknown" (hub).
     chat_template_source: str
-    generation_params: dict[str, Plain]
+    generation_params: dict[str, Value]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResolvedResources:
-    """What one worker gets; quantities as Kubernetes and compose write them are derived in templates by filters."""
-
-    cpus: float
-    memory_bytes: int
-    gpus: int
-    gpu_memory_bytes: int | None
-    gpu_cuda_capability: tuple[int, int] | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSizes:
-    """Limits of one worker's batches, and the reasons that stand beside them as comments."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    block_size: int
-    kv_cache_bytes: int
-    kv_cache_reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResolvedServer:
+class ResolvedServer(NamedTuple):
     """A pool of workers."""
 
     # "mistral-7b-v0-1": a DNS label.
@@ -80,6 +67,7 @@ class ResolvedServer:
 
     # CPU threads for tensor operations.
     threads: int
+    threads_reason: str
     rpc_port: int
     operations_port: int
     env: dict[str, UserText]
@@ -87,12 +75,42 @@ class ResolvedServer:
 
     # Numbers of Kubernetes probes and shutdown, from one model of the service in `sizing`.
     startup_seconds: int
-    drain_seconds: int
-    termination_grace_seconds: int
+    startup_reason: str
+    shutdown: Shutdown
+
+    @property
+    def facts(self) -> frozenset[str]:
+        """Words that `when: {has: …}` in a blueprint may ask for."""
+        found = {
+            "local_models": any(model.folder for model in self.models),
+            "hub_models": any(model.repository for model in self.models),
+            "gpu": self.resources.gpus > 0,
+            "env": bool(self.env),
+            "secrets": bool(self.secrets),
+        }
+        return frozenset(fact for fact, holds in found.items() if holds)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResolvedApi:
+class ResolvedField(NamedTuple):
+    """One declared input or output of an api."""
+
+    name: str
+    type: Type
+    optional: bool
+    has_default: bool
+    default: Value
+    enum: tuple[Value, ...] | None
+    min: float | int | None
+    max: float | int | None
+    min_length: int | None
+    max_length: int | None
+    description: UserText | None
+    has_example: bool
+    example: Value
+    location: str | None
+
+
+class ResolvedApi(NamedTuple):
     """One route."""
 
     # "chat_completions": module, function and test are called so.
@@ -104,13 +122,14 @@ class ResolvedApi:
     method: str
     protocol: str
     description: UserText
-    inputs: tuple[FieldSpec, ...]
-    outputs: tuple[FieldSpec, ...]
+
+    # Empty where the spec declares none: the protocol supplies them.
+    inputs: tuple[ResolvedField, ...]
+    outputs: tuple[ResolvedField, ...]
     servers: tuple[ResolvedServer, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResolvedProject:
+class ResolvedProject(NamedTuple):
     """The whole project."""
 
     # "chat-service": a DNS label.
@@ -124,8 +143,25 @@ class ResolvedProject:
 
     # The spec's path relative to the project's folder, with "/" ("flashgen.yaml", "../spec.yaml").
     spec_path: UserText
+
+    # Of what the spec says: comments and layout of the file do not change it.
     spec_sha256: str
     runtime_version: str
     runtime_wheel: str
     runtime_wheel_sha256: str
-    api_drain_seconds: int
+
+    # Of the API server.
+    shutdown: Shutdown
+
+    # What the user should know although nothing is wrong, for the terminal.
+    notices: tuple[UserText, ...]
+
+    @property
+    def api_drain_seconds(self) -> int:
+        """How long the API server waits for open requests."""
+        return self.shutdown.drain_seconds
+
+    @property
+    def facts(self) -> frozenset[str]:
+        """The facts of all servers together."""
+        return frozenset(fact for server in self.servers for fact in server.facts)

@@ -3,8 +3,8 @@
 `None` means that the user did not say. Every node keeps its `Place`, so that later stages can point at it.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from flashgen.document import Place
 from flashgen.types import Type
@@ -13,12 +13,12 @@ Scalar = str | int | float | bool | None
 Plain = Scalar | list["Plain"] | dict[str, "Plain"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FieldSpec:
+class FieldSpec(NamedTuple):
     """One declared input or output."""
 
     name: str
     type: Type
+    place: Place
     optional: bool = False
     has_default: bool = False
     default: Plain = None
@@ -31,14 +31,13 @@ class FieldSpec:
     has_example: bool = False
     example: Plain = None
     location: str | None = None
-    place: Place
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApiSpec:
+class ApiSpec(NamedTuple):
     """What callers see at one path."""
 
     path: str
+    place: Place
     method: str | None = None
     name: str | None = None
     description: str | None = None
@@ -48,14 +47,16 @@ class ApiSpec:
     inputs: tuple[FieldSpec, ...] | None = None
     outputs: tuple[FieldSpec, ...] | None = None
     servers: tuple[str, ...] | None = None
-    place: Place
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSpec:
+class ModelSpec(NamedTuple):
     """Weights and how to decode them."""
 
     uri: str
+
+    # By canonical name: `max_new_tokens` is `max_tokens`, `do_sample: false` is `temperature: 0`.
+    generation_params: dict[str, Plain]
+    place: Place
     type: str | None = None
     revision: str | None = None
     name: str | None = None
@@ -65,21 +66,15 @@ class ModelSpec:
     max_context: int | None = None
     chat_template: str | None = None
 
-    # By canonical name: `max_new_tokens` is `max_tokens`, `do_sample: false` is `temperature: 0`.
-    generation_params: dict[str, Plain]
-    place: Place
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelReference:
+class ModelReference(NamedTuple):
     """A slug of `models:`, a bare uri, where a server names its model."""
 
     slug: str
     place: Place
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResourcesSpec:
+class ResourcesSpec(NamedTuple):
     """What one worker needs; sizes in bytes."""
 
     cpus: float | None = None
@@ -91,8 +86,7 @@ class ResourcesSpec:
     gpu_cuda_capability: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContainerSpec:
+class ContainerSpec(NamedTuple):
     """What the worker's container gets from outside."""
 
     env: dict[str, str]
@@ -101,31 +95,30 @@ class ContainerSpec:
     secrets: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerSpec:
+class ServerSpec(NamedTuple):
     """A pool of workers."""
 
-    name: str | None = None
     models: tuple[ModelSpec | ModelReference, ...]
     resources: ResourcesSpec
-    rpc_port: int | None = None
     container: ContainerSpec
     place: Place
 
+    name: str | None = None
+    rpc_port: int | None = None
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProjectSpec:
+
+class ProjectSpec(NamedTuple):
     """The whole file."""
 
     path: Path
-
-    # Of the file: later diagnostics quote it (`SpecError(…, path=spec.path, text=spec.text)`).
-    text: str = ""
-    name: str | None = None
-    description: str | None = None
     apis: tuple[ApiSpec, ...]
 
     # By slug.
     models: dict[str, ModelSpec]
     servers: tuple[ServerSpec, ...]
+
+    # Of the file: later diagnostics quote it (`SpecError(…, path=spec.path, text=spec.text)`).
+    text: str = ""
+    name: str | None = None
+    description: str | None = None
     targets: tuple[str, ...] | None = None

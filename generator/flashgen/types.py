@@ -107,6 +107,7 @@ class _Parser:
             raise TypeSyntaxError(f"types nest at most {MAX_DEPTH} deep", offset=self.position)
         members = [self.atom(depth=depth)]
         while self.take("|"):
+            self.skip_spaces()
             start = self.position
             member = self.atom(depth=depth)
             if member in members:

@@ -1,0 +1,147 @@
+"""Sizes of a server from its declared resources: arithmetic only, each number with the reason that stands beside it.
+
+No weights are measured yet, so what they need is bounded by what the spec declares.
+"""
+
+from math import ceil
+from typing import NamedTuple
+
+from flashgen.quantities import human_bytes
+
+DEFAULT_CPUS = 2.0
+DEFAULT_MEMORY_BYTES = 4 * 2**30
+
+# The smallest card of current data centres (T4, 16 GB), for a spec that asks for a card without saying which.
+ASSUMED_GPU_MEMORY_BYTES = 16 * 10**9
+
+BLOCK_SIZE = 32
+
+# Requests that decode together, and tokens of one forward pass: a CPU is busy with few, a card wants many.
+_MAX_NUM_SEQS = {"cpu": 16, "cuda": 64}
+_MAX_NUM_BATCHED_TOKENS = {"cpu": 512, "cuda": 2048}
+
+# Assumed speed at which weights arrive, in bytes per second.
+_HUB_BANDWIDTH = 50 * 10**6
+_DISK_BANDWIDTH = 200 * 10**6
+
+# Python, torch and the first forward pass.
+_START_ALLOWANCE_SECONDS = 60
+
+# Kubernetes takes about two seconds to stop sending requests to a pod that ends.
+_PRE_STOP_SECONDS = 5
+_DRAIN_SECONDS = 30
+_EXIT_MARGIN_SECONDS = 10
+
+
+class ResolvedResources(NamedTuple):
+    """What one worker gets; quantities as Kubernetes and compose write them are derived in templates by filters."""
+
+    cpus: float
+    memory_bytes: int
+    gpus: int
+    gpu_memory_bytes: int | None
+    gpu_cuda_capability: tuple[int, int] | None
+
+
+class EngineSizes(NamedTuple):
+    """Limits of one worker's batches, and the reasons that stand beside them as comments."""
+
+    max_num_seqs: int
+    max_num_seqs_reason: str
+    max_num_batched_tokens: int
+    max_num_batched_tokens_reason: str
+    block_size: int
+    block_size_reason: str
+
+    # 0 for a server whose models keep no KV cache.
+    kv_cache_bytes: int
+    kv_cache_reason: str
+
+
+class Shutdown(NamedTuple):
+    """How one process ends, in seconds, in this order; the grace period is longer than all of it together."""
+
+    # Between leaving the list of endpoints and the signal.
+    pre_stop_seconds: int
+
+    # For the requests that are open.
+    drain_seconds: int
+    termination_grace_seconds: int
+    termination_grace_reason: str
+
+
+def engine_sizes(resources: ResolvedResources, *, keeps_kv_cache: bool) -> EngineSizes:
+    """Limits of a worker's batches and of its KV cache."""
+    device = "cuda" if resources.gpus else "cpu"
+    kv_cache_bytes, kv_cache_reason = _kv_cache(resources) if keeps_kv_cache else (0, "its models keep no KV cache")
+    return EngineSizes(
+        max_num_seqs=_MAX_NUM_SEQS[device],
+        max_num_seqs_reason=_by_device(
+            device, cpu="a CPU gains little from more at once", cuda="enough to keep a card busy while it decodes"
+        ),
+        max_num_batched_tokens=_MAX_NUM_BATCHED_TOKENS[device],
+        max_num_batched_tokens_reason=_by_device(
+            device,
+            cpu="a longer prompt is read in parts, so that others' tokens keep coming",
+            cuda="saturates a card; a longer prompt is read in parts",
+        ),
+        block_size=BLOCK_SIZE,
+        block_size_reason="tokens per block of the KV cache",
+        kv_cache_bytes=kv_cache_bytes,
+        kv_cache_reason=kv_cache_reason,
+    )
+
+
+def threads(cpus: float) -> tuple[int, str]:
+    """CPU threads for tensor operations, and why."""
+    number = max(1, ceil(cpus))
+    return number, f"one per processor of the {cpus:g} in `resources.cpus`"
+
+
+def startup_budget(resources: ResolvedResources, *, from_hub: bool) -> tuple[int, str]:
+    """Seconds that a worker may take until it is ready, and why."""
+    bound, name = _weight_bound(resources)
+    bandwidth = _HUB_BANDWIDTH if from_hub else _DISK_BANDWIDTH
+    seconds = _START_ALLOWANCE_SECONDS + 2 * ceil(bound / bandwidth)
+    source = "download" if from_hub else "read"
+    reason = (
+        f"{_START_ALLOWANCE_SECONDS} s to start + twice the time to {source} weights that fill {human_bytes(bound)} "
+        f"of {name} at {bandwidth // 10**6} MB/s"
+    )
+    return seconds, reason
+
+
+def shutdown() -> Shutdown:
+    """How long a process takes to end; the grace period is strictly longer."""
+    needed = _PRE_STOP_SECONDS + _DRAIN_SECONDS + _EXIT_MARGIN_SECONDS
+    grace = needed + 5
+    return Shutdown(
+        pre_stop_seconds=_PRE_STOP_SECONDS,
+        drain_seconds=_DRAIN_SECONDS,
+        termination_grace_seconds=grace,
+        termination_grace_reason=(
+            f"longer than {_PRE_STOP_SECONDS} s to leave the endpoints + {_DRAIN_SECONDS} s to drain "
+            f"+ {_EXIT_MARGIN_SECONDS} s to exit"
+        ),
+    )
+
+
+def _kv_cache(resources: ResolvedResources) -> tuple[int, str]:
+    bound, name = _weight_bound(resources)
+    assumed = " assumed" if resources.gpus and resources.gpu_memory_bytes is None else ""
+    reason = (
+        f"a quarter of the {human_bytes(bound)}{assumed} of {name}; "
+        "until weights are measured sizes come from the declared resources"
+    )
+    return bound // 4, reason
+
+
+def _weight_bound(resources: ResolvedResources) -> tuple[int, str]:
+    """The memory that weights and KV cache share, and what it is called."""
+    if resources.gpus:
+        return resources.gpu_memory_bytes or ASSUMED_GPU_MEMORY_BYTES, "GPU memory"
+    return resources.memory_bytes, "memory"
+
+
+def _by_device(device: str, *, cpu: str, cuda: str) -> str:
+    return cuda if device == "cuda" else cpu

@@ -1,0 +1,217 @@
+"""What the rules need to know of the whole spec: names, tasks, protocols, and which server answers which api.
+
+Gathered once, from the parts whose structure is right; a fact that cannot be known is `None`.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flashgen import naming
+from flashgen.document import NodePath
+from flashgen.protocols import PROTOCOLS, Protocol, canonical_task, infer_protocol, servers_for
+from flashgen.validation.nodes import Node
+from flashgen.validation.problems import Problems
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class ModelFacts:
+    """A model as it is defined: under `models:` or inside a server."""
+
+    # Of the uri as a text alone, else of the mapping.
+    path: NodePath
+    node: Node | None
+    uri: str | None
+    uri_path: NodePath
+
+    # Its key under `models:`.
+    slug: str | None = None
+
+    @property
+    def id(self) -> str | None:
+        """What callers write in `model`."""
+        name = self.node.get("name") if self.node else None
+        if name is not None:
+            return str(name)
+        if self.slug is not None:
+            return self.slug
+        return model_id(self.uri) if self.uri is not None else None
+
+    @property
+    def task(self) -> str | None:
+        """As declared."""
+        declared = self.node.get("type") if self.node else None
+        return canonical_task(declared) if declared else None
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class ServerFacts:
+    """One entry of `servers`."""
+
+    index: int
+    node: Node
+
+    # As written, else derived from the model's uri; "" when neither gives one.
+    name: str
+
+    # Where the name comes from.
+    name_path: NodePath
+    model: ModelFacts | None
+
+    # As its model's `type` says; where that is silent, the first api that asks settles it.
+    task: str | None
+
+    # Whether its model is missing, or could not be read.
+    has_mistakes: bool
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class ApiFacts:
+    """One entry of `apis`."""
+
+    node: Node
+    path: str | None
+    name: str | None
+    name_path: NodePath
+    inputs: dict[str, Any]
+    protocol: Protocol | None = None
+
+    # As its `server` says, else by the servers' tasks; `None` while that is undecided.
+    servers: list[ServerFacts] | None = None
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Facts:
+    """The whole spec."""
+
+    root: Node
+    models: dict[str, ModelFacts]
+    servers: list[ServerFacts]
+    apis: list[ApiFacts] = field(default_factory=list)
+
+    @property
+    def all_models(self) -> list[ModelFacts]:
+        """Every definition, once."""
+        inline = [server.model for server in self.servers if server.model and server.model.slug is None]
+        return [*self.models.values(), *inline]
+
+
+def model_id(uri: str) -> str:
+    """The id of a model without `name`: the hub id as written, or the folder's name."""
+    return naming.last_part(uri) if is_folder(uri) or "/" not in uri else uri
+
+
+def is_folder(uri: str) -> bool:
+    """Whether a uri names a folder, by the way it is written."""
+    return uri.startswith(("./", "../", "/", "file:")) or uri in (".", "..")
+
+
+def is_folder_beside(spec: Path, name: str) -> bool:
+    """Whether a folder called `name` lies beside the spec; a name that no folder can have is none."""
+    return os.path.isdir(spec.parent / name)  # noqa: PTH112  # `Path.is_dir` raises for names that are too long
+
+
+def gather_facts(data: dict[str, Any], problems: Problems) -> Facts:
+    """The facts of a document whose structure was checked."""
+    root = Node(data, (), problems)
+    models = _models(root, problems)
+    servers = [_server(node, models, problems) for node in root.nodes("servers", problems)]
+    facts = Facts(root=root, models=models, servers=servers)
+    facts.apis = [_api(node, facts, problems) for node in root.nodes("apis", problems)]
+    return facts
+
+
+def _models(root: Node, problems: Problems) -> dict[str, ModelFacts]:
+    entries = root.node("models", problems)
+    if entries is None:
+        return {}
+    return {slug: _model(entries, slug, problems, slug=slug) for slug in entries.data}
+
+
+def _model(parent: Node, key: str, problems: Problems, *, slug: str | None = None) -> ModelFacts:
+    path = parent.at(key)
+    value = parent.get(key)
+    node = parent.node(key, problems)
+    if node is not None:
+        return ModelFacts(path=path, node=node, uri=node.get("uri"), uri_path=node.at("uri"), slug=slug)
+    return ModelFacts(path=path, node=None, uri=value if isinstance(value, str) else None, uri_path=path, slug=slug)
+
+
+def _server(node: Node, models: dict[str, ModelFacts], problems: Problems) -> ServerFacts:
+    reference = node.get("model")
+    if reference is None:
+        model = None
+    elif isinstance(reference, str) and reference in models:
+        model = models[reference]
+    else:
+        model = _model(node, "model", problems)
+    index = node.path[-1]
+    assert isinstance(index, int), "servers are items of a list"
+    written = node.get("name")
+    derived = naming.dns_label(naming.last_part(model.uri)) if model and model.uri else ""
+    return ServerFacts(
+        index=index,
+        node=node,
+        name=written or derived,
+        name_path=node.at("name") if written else model.uri_path if model else node.path,
+        model=model,
+        task=model.task if model else None,
+        has_mistakes=model is None or _has_mistakes(model, reference, models, problems),
+    )
+
+
+def _has_mistakes(model: ModelFacts, reference: Any, models: dict[str, ModelFacts], problems: Problems) -> bool:
+    is_unknown_word = isinstance(reference, str) and model.slug is None and bool(models) and "/" not in reference
+    is_broken = model.node is not None and (model.node.at("type") in problems.broken or model.uri is None)
+    return is_unknown_word or is_broken or (model.node is None and model.uri is None)
+
+
+def _api(node: Node, facts: Facts, problems: Problems) -> ApiFacts:
+    path, written = node.get("path"), node.get("name")
+    inputs = node.node("inputs", problems)
+    api = ApiFacts(
+        node=node,
+        path=path,
+        name=written or (naming.api_name(path) if path else None),
+        name_path=node.at("name") if written else node.at("path"),
+        inputs=inputs.data if inputs else {},
+    )
+    named = _named_servers(node, facts)
+    candidates = named if named is not None else facts.servers
+    tasks = {server.task for server in candidates}
+    task = tasks.pop() if len(tasks) == 1 else None
+    api.protocol = PROTOCOLS.get(_protocol_name(node, path, task, api.inputs) or "")
+    if named is not None:
+        api.servers = named
+    elif api.protocol is not None:
+        chosen = servers_for(api.protocol, [server.task for server in facts.servers])
+        api.servers = [facts.servers[index] for index in chosen] if chosen is not None else None
+    return api
+
+
+def _protocol_name(node: Node, path: str | None, task: str | None, inputs: dict[str, Any]) -> str | None:
+    written = node.get("protocol")
+    if written is not None and written != "auto":
+        return str(written)
+    if path is None or node.at("protocol") in node.broken:
+        return None
+    return infer_protocol(path, task=task, inputs=inputs)
+
+
+def _named_servers(node: Node, facts: Facts) -> list[ServerFacts] | None:
+    """The servers that the api names and that exist; `None` when it names none."""
+    if "server" not in node.data:
+        return None
+    named = []
+    for _, reference in node.texts("server"):
+        server = find_server(reference, facts.servers)
+        if server is not None and server not in named:
+            named.append(server)
+    return named
+
+
+def find_server(reference: str, servers: list[ServerFacts]) -> ServerFacts | None:
+    """The server called `reference`, compared as DNS labels: `LLM_1` is `llm-1`."""
+    label = naming.dns_label(reference)
+    return next((server for server in servers if label and naming.dns_label(server.name) == label), None)
