@@ -1,0 +1,62 @@
+import pytest
+
+from flashgen import sizing
+from flashgen.sizing import ResolvedResources
+
+GIB = 2**30
+CPU = ResolvedResources(cpus=2.0, memory_bytes=2 * GIB, gpus=0, gpu_memory_bytes=None, gpu_cuda_capability=None)
+CARD = CPU._replace(gpus=1, gpu_memory_bytes=24 * 10**9)
+
+
+def test_the_kv_cache_is_a_quarter_of_the_declared_memory() -> None:
+    """No weights are measured yet, and the reason says so."""
+    sizes = sizing.engine_sizes(CPU, keeps_kv_cache=True)
+
+    assert sizes.kv_cache_bytes == GIB // 2
+    assert sizes.kv_cache_reason == (
+        "a quarter of the 2 GiB of memory; until weights are measured sizes come from the declared resources"
+    )
+
+
+def test_on_a_card_its_own_memory_counts() -> None:
+    """The declared minimum, else the smallest card of data centres."""
+    assert sizing.engine_sizes(CARD, keeps_kv_cache=True).kv_cache_bytes == 6 * 10**9
+    unknown = sizing.engine_sizes(CARD._replace(gpu_memory_bytes=None), keeps_kv_cache=True)
+    assert unknown.kv_cache_bytes == 4 * 10**9
+    assert "16 GB assumed of GPU memory" in unknown.kv_cache_reason
+
+
+def test_an_embedding_model_keeps_no_kv_cache() -> None:
+    """Memory that nothing would use is not reserved."""
+    assert sizing.engine_sizes(CPU, keeps_kv_cache=False).kv_cache_bytes == 0
+
+
+@pytest.mark.parametrize(("resources", "seqs", "tokens"), [(CPU, 16, 512), (CARD, 64, 2048)])
+def test_a_card_takes_larger_batches(resources: ResolvedResources, seqs: int, tokens: int) -> None:
+    """Block size and limits are the engine's own words."""
+    sizes = sizing.engine_sizes(resources, keeps_kv_cache=True)
+
+    assert (sizes.max_num_seqs, sizes.max_num_batched_tokens, sizes.block_size) == (seqs, tokens, 32)
+
+
+@pytest.mark.parametrize(("cpus", "number"), [(0.5, 1), (1.0, 1), (2.0, 2), (2.5, 3)])
+def test_threads_follow_the_processors(cpus: float, number: int) -> None:
+    """At least one, and none idle."""
+    assert sizing.threads(cpus)[0] == number
+
+
+def test_a_download_gets_more_time_to_start_than_a_disk() -> None:
+    """Twice the time that weights as large as the memory would take, and the time that Python and torch take."""
+    from_disk, reason = sizing.startup_budget(CPU, from_hub=False)
+    from_hub, _ = sizing.startup_budget(CPU, from_hub=True)
+
+    assert from_disk == 60 + 2 * 11
+    assert from_hub == 60 + 2 * 43
+    assert reason == "60 s to start + twice the time to read weights that fill 2 GiB of memory at 200 MB/s"
+
+
+def test_the_grace_period_outlasts_everything_before_it() -> None:
+    """Kubernetes kills what is still there then, with its requests."""
+    shutdown = sizing.shutdown()
+
+    assert shutdown.termination_grace_seconds > shutdown.pre_stop_seconds + shutdown.drain_seconds + 10
