@@ -63,6 +63,13 @@ class Running:
             f"/readyz never gave {status} {containing!r}, last {self.readyz()}:\n{self.log.read_text()}"
         )
 
+    def wait_for_end_of_workers(self) -> None:
+        """Waits until no worker runs; raises after the time limit."""
+        deadline = time.monotonic() + READY_TIMEOUT_SECONDS
+        while self.workers():
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+
 
 def build(spec: Path, folder: Path) -> None:
     """`flashgen build SPEC -o FOLDER`, which must succeed."""
