@@ -63,10 +63,10 @@ class Running:
             f"/readyz never gave {status} {containing!r}, last {self.readyz()}:\n{self.log.read_text()}"
         )
 
-    def wait_for_end_of_workers(self) -> None:
-        """Waits until no worker runs; raises after the time limit."""
+    def wait_for_log(self, text: str) -> None:
+        """Waits until the service has said something; raises with the log after the time limit."""
         deadline = time.monotonic() + READY_TIMEOUT_SECONDS
-        while self.workers():
+        while text not in self.log.read_text():
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.1)
 
