@@ -70,6 +70,13 @@ def test_the_wheel_has_what_a_wheel_has(tmp_path: Path) -> None:
     ]
 
 
+def test_the_real_wheel_carries_what_is_no_python() -> None:
+    """The documentation page and the marker for type checkers come along."""
+    names = members(runtime_wheel()).keys()
+
+    assert {"flashgen_runtime/server/documentation.html", "flashgen_runtime/py.typed"} <= names
+
+
 def test_the_record_lists_every_member_with_its_digest(tmp_path: Path) -> None:
     """pip checks it."""
     files = members(write_wheel(small_sources(tmp_path)))
