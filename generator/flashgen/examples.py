@@ -1,4 +1,4 @@
-"""Requests that a generated API takes: its README shows one, and its tests send it."""
+"""Requests that a generated API takes: its README and `flashgen run` show one, and its tests send it."""
 
 from flashgen.protocols import PROTOCOLS
 from flashgen.resolved import ResolvedApi, ResolvedField, Value
@@ -12,8 +12,8 @@ _MESSAGE: dict[str, Value] = {"role": UserText("user"), "content": UserText(_TEX
 _MAX_TOKENS = 8
 
 
-def example_body(api: ResolvedApi) -> dict[str, Value]:
-    """A body with what the protocol and the spec require, and a small `max_tokens`, within the declared bounds."""
+def example_body(api: ResolvedApi, max_tokens: int = _MAX_TOKENS) -> dict[str, Value]:
+    """A body with what the protocol and the spec require, and `max_tokens`, within the declared bounds."""
     protocol = PROTOCOLS[api.protocol]
     declared = {field.name: field for field in api.inputs}
     body: dict[str, Value] = {}
@@ -28,7 +28,7 @@ def example_body(api: ResolvedApi) -> dict[str, Value]:
     if must_stream(api):
         body["stream"] = True
     if "max_tokens" in protocol.inputs:
-        body.setdefault("max_tokens", _MAX_TOKENS)
+        body.setdefault("max_tokens", max_tokens)
     return body
 
 

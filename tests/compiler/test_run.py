@@ -16,11 +16,12 @@ from flashgen.errors import UsageError
 from flashgen.example_calls import example_call
 from flashgen.local_service import LocalService
 from flashgen.ports import HOST, Ports
-from flashgen.resolved import ResolvedProject
+from flashgen.resolved import ResolvedField, ResolvedProject
 from flashgen.run_target import ModelTarget, SpecTarget, machine_resources, parse_target
 from flashgen.runtime_interpreter import install_command, installed_version, interpreter
 from flashgen.starter_spec import model_spec
 from flashgen.supervisor import Command
+from flashgen.types import Atom
 from flashgen.user_text import UserText
 from tests.compiler.hostile import HOSTILE
 from tests.compiler.projects import CHAT_SPEC, resolved, write_checkpoint
@@ -163,6 +164,19 @@ def test_the_curl_line_is_a_shell_command_whatever_the_model_is_called(tmp_path:
 
     assert words[:3] == ["curl", "-s", "http://127.0.0.1:8000/v1/chat/completions"]
     assert json.loads(words[-1])["model"] == text
+
+
+def test_the_curl_line_keeps_to_the_declared_bounds(tmp_path: Path) -> None:
+    """What `run` tells people to type is not refused."""
+    project = resolved(tmp_path)
+    (api,) = project.apis
+    bounded = ResolvedField(
+        **{**dict.fromkeys(ResolvedField._fields), "name": "max_tokens", "type": Atom("int"), "min": 1, "max": 5}
+    )
+
+    words = shlex.split(example_call(project._replace(apis=(api._replace(inputs=(bounded,)),)), "http://x"))
+
+    assert json.loads(words[-1])["max_tokens"] <= 5
 
 
 def with_model_id(project: ResolvedProject, text: str) -> ResolvedProject:
