@@ -1,6 +1,7 @@
-"""Reads checkpoints: `load_model(path, *, dtype, device) -> LoadedModel`. Importing the package imports torch."""
+"""Reads checkpoints: `load_model` gives a model, `load_dict` and `save_dict` plain tensors. Importing imports torch."""
 
 from flashgen_runtime.loader.base import LoadedModel
 from flashgen_runtime.loader.materialize import load_model
+from flashgen_runtime.loader.state_dict import load_dict, save_dict
 
-__all__ = ["LoadedModel", "load_model"]
+__all__ = ["LoadedModel", "load_dict", "load_model", "save_dict"]
