@@ -1,0 +1,211 @@
+"""The store holds checkpoints that are complete, whatever happens while they come."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from flashgen_runtime.errors import DownloadError, WeightsError
+from flashgen_runtime.loader import save_dict
+from flashgen_runtime.loader.sources import FolderSource, Progress, RemoteFile, is_wanted, source_of
+from flashgen_runtime.loader.store import MANIFEST_NAME, Store, StoreError
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A folder with weights, a configuration and files that a store does not want."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    save_dict({"weight": torch.arange(1000.0)}, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    (folder / "pytorch_model.bin").write_bytes(b"pickled")
+    (folder / "modeling.py").write_text("raise SystemExit")
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+class CountingSource(FolderSource):
+    """Counts what is fetched, and may fail at one file."""
+
+    def __init__(self, folder: Path, *, failing: str | None = None, damaging: str | None = None) -> None:
+        super().__init__(folder)
+        self.fetched: list[str] = []
+        self._failing = failing
+        self._damaging = damaging
+
+    def fetch(self, file: RemoteFile, folder: Path, progress: Progress) -> None:
+        if file.name == self._failing:
+            raise DownloadError(file.name, "the line is dead")
+        self.fetched.append(file.name)
+        time.sleep(0.02)
+        super().fetch(file, folder, progress)
+        if file.name == self._damaging:
+            with (folder / file.name).open("ab") as output:
+                output.write(b"more")
+
+
+def test_pulled_model_is_listed_with_its_files(store: Store, checkpoint: Path) -> None:
+    """A pull copies weights and configuration, neither pickles nor code, read-only, and reports every byte."""
+    arrived: list[int] = []
+    expected: list[int] = []
+    model = store.pull(str(checkpoint), on_start=expected.append, progress=arrived.append)
+    assert [file.name for file in model.manifest.files] == ["config.json", "model.safetensors"]
+    assert sum(arrived) == expected[0] == model.manifest.num_bytes
+    assert store.models() == [model]
+    assert not (model.path / "model.safetensors").stat().st_mode & 0o222
+
+
+def test_second_pull_fetches_nothing(store: Store, checkpoint: Path) -> None:
+    """A model that is there is given back as it is."""
+    first = store.pull(str(checkpoint))
+    source = CountingSource(checkpoint)
+    assert store.pull(str(checkpoint), source=source) == first
+    assert source.fetched == []
+
+
+def test_pulls_of_one_model_share_one_download(store: Store, checkpoint: Path) -> None:
+    """Four pulls at once fetch every file once, and all of them get the model."""
+    source = CountingSource(checkpoint)
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(store.pull(str(checkpoint), source=source))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(source.fetched) == ["config.json", "model.safetensors"]
+    assert len(found) == 4
+    assert len({model.path for model in found}) == 1
+
+
+def test_failed_pull_leaves_no_model(store: Store, checkpoint: Path) -> None:
+    """When one file does not come there is no model; the next pull makes it complete."""
+    with pytest.raises(DownloadError, match="dead"):
+        store.pull(str(checkpoint), source=CountingSource(checkpoint, failing="model.safetensors"))
+    assert store.models() == []
+    assert store.pull(str(checkpoint)).manifest.files[1].name == "model.safetensors"
+
+
+def test_damaged_arrival_is_refused(store: Store, checkpoint: Path) -> None:
+    """A file of another size than promised is an error, and is thrown away."""
+    with pytest.raises(WeightsError, match="damaged"):
+        store.pull(str(checkpoint), source=CountingSource(checkpoint, damaging="config.json"))
+    assert store.models() == []
+    assert not list((store.root / "partial").rglob("config.json"))
+
+
+def test_broken_weights_never_become_a_model(store: Store, checkpoint: Path) -> None:
+    """A file whose header lies is refused when it arrives, not when it is served."""
+    os.truncate(checkpoint / "model.safetensors", 5000)
+    with pytest.raises(WeightsError, match="truncated"):
+        store.pull(str(checkpoint))
+    assert store.models() == []
+
+
+def test_killed_pull_leaves_nothing_that_looks_complete(store: Store, checkpoint: Path) -> None:
+    """After SIGKILL in the middle there is no model, the lock is free, and a pull goes through."""
+    program = f"""
+import sys, time
+from pathlib import Path
+from flashgen_runtime.loader.sources import FolderSource
+from flashgen_runtime.loader.store import Store
+class Slow(FolderSource):
+    def fetch(self, file, folder, progress):
+        super().fetch(file, folder, progress)
+        print(file.name, flush=True)
+        if file.name == "model.safetensors":
+            time.sleep(60)
+Store(Path({str(store.root)!r})).pull({str(checkpoint)!r}, source=Slow(Path({str(checkpoint)!r})))
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    lines = {process.stdout.readline().strip() for _ in range(2)}
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert lines == {"config.json", "model.safetensors"}
+    assert store.models() == []
+    assert store.pull(str(checkpoint)).manifest.num_bytes > 4000
+
+
+def test_full_disk_is_said_before_the_first_byte(
+    store: Store, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint larger than what is left is refused with both numbers."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
+    source = CountingSource(checkpoint)
+    with pytest.raises(StoreError, match="100 left"):
+        store.pull(str(checkpoint), source=source)
+    assert source.fetched == []
+
+
+def test_verify_finds_a_changed_byte(store: Store, checkpoint: Path) -> None:
+    """A sound model passes; one changed byte is an error that names the file."""
+    model = store.pull(str(checkpoint))
+    store.verify(model)
+    path = model.path / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"model\.safetensors"):
+        store.verify(model)
+
+
+def test_removed_model_is_gone(store: Store, checkpoint: Path) -> None:
+    """After `remove` there is neither a model nor its bytes, and it can be pulled again."""
+    store.remove(store.pull(str(checkpoint)))
+    assert store.models() == []
+    assert not [path for path in store.root.rglob("*") if path.is_file() and path.parent.name != "locks"]
+    store.pull(str(checkpoint))
+
+
+def test_clean_up_spares_what_is_worked_on(store: Store, checkpoint: Path) -> None:
+    """Unfinished pulls are removed unless somebody holds their lock."""
+    with pytest.raises(DownloadError):
+        store.pull(str(checkpoint), source=CountingSource(checkpoint, failing="model.safetensors"))
+    (name,) = [folder.name for folder in (store.root / "partial").iterdir()]
+    with store._locked(name):
+        assert store.clean_up() == 0
+    assert store.clean_up() > 0
+    assert list((store.root / "partial").iterdir()) == []
+
+
+def test_unknown_model_is_an_error_with_the_known_ones(store: Store, checkpoint: Path) -> None:
+    """Asking for a model that is not there names those that are."""
+    store.pull(str(checkpoint))
+    with pytest.raises(StoreError, match="checkpoint"):
+        store.get("nobody/nothing")
+
+
+def test_damaged_manifest_is_an_error(store: Store, checkpoint: Path) -> None:
+    """A manifest that is no JSON is named."""
+    model = store.pull(str(checkpoint))
+    (model.path / MANIFEST_NAME).chmod(0o644)
+    (model.path / MANIFEST_NAME).write_text("{")
+    with pytest.raises(WeightsError, match=MANIFEST_NAME):
+        store.models()
+
+
+@pytest.mark.parametrize("name", ["../config.json", "/config.json", ".git/config.json", "a//config.json", "model.bin"])
+def test_names_that_leave_the_folder_are_not_fetched(name: str) -> None:
+    """Whatever a source lists, nothing is written outside of the model's folder, and no pickles come."""
+    assert not is_wanted(name)
+
+
+@pytest.mark.parametrize("uri", ["ftp://host/model", "name", "a/b/c"])
+def test_uris_that_mean_nothing_are_refused(uri: str) -> None:
+    """An address of no known kind is an error that says which kinds there are."""
+    with pytest.raises(WeightsError, match="hub"):
+        source_of(uri)
