@@ -3,7 +3,8 @@
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from flashgen_runtime.engine.sampling_params import SamplingParams
-from flashgen_runtime.messages import FinishReason
+from flashgen_runtime.engine.structured import TokenMask
+from flashgen_runtime.messages import FinishReason, TokenLogprob
 
 
 class EngineRequest(NamedTuple):
@@ -15,9 +16,12 @@ class EngineRequest(NamedTuple):
     prompt_ids: list[int]
     params: SamplingParams
 
+    # Says before each token which ones may come; `None` for all.
+    token_mask: TokenMask | None = None
+
 
 class EngineOutput(NamedTuple):
-    """What one step brought one request."""
+    """What one step brought one choice of a request."""
 
     request_id: str
 
@@ -25,8 +29,19 @@ class EngineOutput(NamedTuple):
     text: str
     finish_reason: FinishReason | None
     prompt_tokens: int
+
+    # Of this choice so far.
     completion_tokens: int
+
+    # Tokens of the prompt that were found in the prefix cache.
     cached_tokens: int = 0
+
+    # Which of the request's choices this is, and how many are still open after it.
+    index: int = 0  # type: ignore[assignment]  # hides a method of tuples that nobody needs here
+    open_choices: int = 0
+
+    # Of the new tokens, when the request asked; their text may come with a later output.
+    logprobs: list[TokenLogprob] = []  # noqa: RUF012  # never changed
 
 
 class EngineStats(NamedTuple):
@@ -40,6 +55,10 @@ class EngineStats(NamedTuple):
     # Forward passes.
     steps: int
     preemptions: int
+
+    # Prompt tokens that were looked up in the prefix cache, and those found.
+    prefix_queries: int = 0
+    prefix_hits: int = 0
 
 
 class Engine(Protocol):
@@ -57,7 +76,7 @@ class Engine(Protocol):
         """Queues a request; raises `RequestError` if it can never fit."""
 
     def step(self) -> list[EngineOutput]:
-        """Runs one forward pass; every request with something new appears once."""
+        """Runs one forward pass; every choice with something new appears once, beams when their search is done."""
 
     def abort(self, request_id: str) -> None:
         """Ends a request and frees its blocks at once; an unknown id is ignored, since it may just have finished."""

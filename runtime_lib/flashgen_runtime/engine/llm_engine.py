@@ -1,79 +1,92 @@
-"""The engine: requests in, one step at a time, text out. Binds scheduler, model runner, sampler and detokeniser."""
+"""The engine: requests in, one step at a time, text out. Binds scheduler, model, sampler and detokeniser."""
 
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
+
+import torch
 
 from flashgen_runtime.config import EngineConfig
 from flashgen_runtime.engine.base import EngineOutput, EngineRequest, EngineStats
 from flashgen_runtime.engine.batch import build_batch
+from flashgen_runtime.engine.beam_search import BeamSearch, Completion
 from flashgen_runtime.engine.block_pool import BlockPool
-from flashgen_runtime.engine.kv_cache import KVCache, num_blocks_in
-from flashgen_runtime.engine.model_runner import ModelRunner, take_over_attention
+from flashgen_runtime.engine.block_tables import BlockTables
+from flashgen_runtime.engine.causal_model import CausalModel
+from flashgen_runtime.engine.choice_text import ChoiceText
 from flashgen_runtime.engine.request import Request
-from flashgen_runtime.engine.sampler import MASK_64, sample
-from flashgen_runtime.engine.scheduler import Scheduler
-from flashgen_runtime.engine.stop_strings import StopStrings
+from flashgen_runtime.engine.sampler import MASK_64, SampledToken, Sampler, choice_seed
+from flashgen_runtime.engine.scheduler import Chunk, Scheduler
 from flashgen_runtime.engine.tokenizer import Detokenizer, Tokenizer
-from flashgen_runtime.errors import RequestError
-from flashgen_runtime.loader.base import LoadedModel
+from flashgen_runtime.errors import ConfigError, RequestError
+from flashgen_runtime.messages import TokenLogprob
 
 
-@dataclass(frozen=True, slots=True)
-class _Completion:
-    """A request and its way from tokens to text."""
+@dataclass(slots=True)
+class _OpenRequest:
+    """A request that is not answered yet."""
 
-    request: Request
-    detokenizer: Detokenizer
-    stop_strings: StopStrings
+    # One for each choice that is computed on its own; a beam search has one for all.
+    requests: list[Request]
+    texts: list[ChoiceText]
+
+    # Choices whose last output is still to come.
+    num_open: int
 
 
 class LLMEngine:
     """Implements `engine.base.Engine` for a causal language model.
 
     Args:
-        model: a model whose attention is ours, see `loader.load_model`.
+        model: owned from now on; its KV cache is made here.
         tokenizer: turns completions into text.
         sizes: limits of batches and memory.
         max_context: longest prompt plus completion that the model takes.
         eos_ids: token ids that end a completion.
 
     Raises:
-        WeightsError: the model class does not run on flat batches.
-        ConfigError: the KV cache's memory does not hold one block.
+        ConfigError: the KV cache's memory does not hold one block, or the model cannot have blocks of this size.
     """
 
     def __init__(
         self,
-        model: LoadedModel,
+        model: CausalModel,
         tokenizer: Tokenizer,
         *,
         sizes: EngineConfig,
         max_context: int,
         eos_ids: frozenset[int] = frozenset(),
     ) -> None:
-        layers = take_over_attention(model)
-        num_blocks = num_blocks_in(sizes.kv_cache_bytes, layers, block_size=sizes.block_size, dtype=model.dtype)
-        cache = KVCache(
-            layers, num_blocks=num_blocks, block_size=sizes.block_size, dtype=model.dtype, device=model.device
-        )
+        num_blocks = _num_blocks(model, sizes)
+        model.allocate_cache(num_blocks, sizes.block_size)
         self._pool = BlockPool(num_blocks)
+        self._tables = BlockTables(
+            self._pool, block_size=sizes.block_size, can_share=model.can_share_blocks, forget=model.forget
+        )
         self._scheduler = Scheduler(
-            self._pool,
-            block_size=sizes.block_size,
+            self._tables,
             max_num_seqs=sizes.max_num_seqs,
             max_num_batched_tokens=sizes.max_num_batched_tokens,
+            can_chunk=model.can_chunk,
+            is_static=sizes.batching_mode == "static",
         )
-        self._runner = ModelRunner(model, cache)
-        self._device = model.device
+        self._model = model
+        self._sampler = Sampler()
         self._tokenizer = tokenizer
+        self._single_texts: dict[int, str] = {}
         self._block_size = sizes.block_size
-        self._max_context = min(max_context, self._scheduler.max_tokens)
+        self._max_context = min(max_context, self._tables.max_tokens)
         self._eos_ids = eos_ids
-        self._completions: dict[str, _Completion] = {}
+        self._open: dict[str, _OpenRequest] = {}
+        self._num_steps = 0
+
+        # Without prefix caching each request has a salt of its own: only its choices and beams share blocks.
+        self._salts: Iterator[int] | None = None if sizes.prefix_caching else count()
 
     @property
     def has_work(self) -> bool:
-        return bool(self._completions)
+        return bool(self._open)
 
     @property
     def max_context(self) -> int:
@@ -86,68 +99,170 @@ class LLMEngine:
             waiting=self._scheduler.num_waiting,
             blocks_used=self._pool.num_used,
             blocks_total=self._pool.num_blocks,
-            steps=self._runner.num_forward_passes,
+            steps=self._num_steps,
             preemptions=self._scheduler.num_preemptions,
+            prefix_queries=self._tables.num_queried_tokens,
+            prefix_hits=self._tables.num_hit_tokens,
         )
 
     def add_request(self, request: EngineRequest) -> None:
-        if request.request_id in self._completions:
+        self._check(request)
+        params = request.params
+        seed = secrets.randbits(64) if params.seed is None else params.seed & MASK_64
+        salt = b"" if self._salts is None else str(next(self._salts)).encode()
+        requests = [
+            Request(
+                request_id=request.request_id,
+                params=params,
+                token_ids=list(request.prompt_ids),
+                num_prompt_tokens=len(request.prompt_ids),
+                seed=choice_seed(seed, index),
+                eos_ids=self._eos_ids,
+                index=index,
+                token_mask=None if request.token_mask is None else request.token_mask.copy(),
+                cache_salt=salt,
+            )
+            for index in range(params.n if params.num_beams == 1 else 1)
+        ]
+        self._tables.key_together(requests)
+        for each in requests:
+            self._scheduler.add(each)
+        texts = [self._choice_text(request) for _ in range(params.n)]
+        self._open[request.request_id] = _OpenRequest(requests, texts, num_open=params.n)
+
+    def step(self) -> list[EngineOutput]:
+        chunks, copies = self._scheduler.schedule()
+        if not chunks:
+            return []
+        self._num_steps += 1
+        if copies:
+            self._model.copy_blocks(copies)
+        batch = build_batch(chunks, block_size=self._block_size, device=self._model.device)
+        logits = self._model.forward(batch)
+        return self._take_tokens(batch.chunks, batch.sampled_chunks, logits)
+
+    def abort(self, request_id: str) -> None:
+        opened = self._open.pop(request_id, None)
+        if opened is None:
+            return
+        for request in opened.requests:
+            if not request.is_finished:
+                self._scheduler.finish(request, None)
+
+    def _take_tokens(
+        self, chunks: list[Chunk], sampled_chunks: list[Chunk], logits: torch.Tensor
+    ) -> list[EngineOutput]:
+        """Samples the rows of `sampled_chunks`, tells the scheduler, and turns new tokens into text."""
+        requests = [chunk.request for chunk in sampled_chunks]
+        drawn = [row for row, request in enumerate(requests) if request.beam_search is None]
+        tokens: list[SampledToken] = []
+        if drawn:
+            rows = logits if len(drawn) == len(requests) else logits[drawn]
+            tokens = self._sampler.sample(rows, [requests[row] for row in drawn])
+        searched = [row for row, request in enumerate(requests) if request.beam_search is not None]
+
+        advanced = self._scheduler.update(chunks, [token.token_id for token in tokens])
+        outputs = [self._output(request, token) for request, token in zip(advanced, tokens, strict=True)]
+        if searched:
+            outputs += self._advance_searches([requests[row] for row in searched], logits[searched])
+        return outputs
+
+    def _advance_searches(self, beams: list[Request], logits: torch.Tensor) -> list[EngineOutput]:
+        """Gives every beam search in the batch its next step; the outputs of those that are done."""
+        row_of = {beam: row for row, beam in enumerate(beams)}
+        searches = list(dict.fromkeys(beam.beam_search for beam in beams if beam.beam_search is not None))
+        num_candidates = max(search.num_candidates for search in searches)
+        log_probs, token_ids = self._sampler.beam_candidates(logits, beams, num_candidates)
+        outputs: list[EngineOutput] = []
+        for search in searches:
+            rows = [row_of[beam] for beam in search.beams]
+            self._scheduler.update_beams(search, log_probs[rows].numpy(), token_ids[rows].numpy())
+            if search.is_done:
+                outputs += self._search_outputs(search)
+        return outputs
+
+    def _output(self, request: Request, token: SampledToken) -> EngineOutput:
+        """What a choice's newest token brings; a stop string in its text ends the choice."""
+        opened = self._open[request.request_id]
+        scan = opened.texts[request.index].push(token.token_id, is_last=request.is_finished)
+        if scan.is_stopped:
+            self._scheduler.finish(request, "stop")
+        if request.is_finished:
+            self._close_choice(opened)
+        return EngineOutput(
+            request_id=request.request_id,
+            text=scan.text,
+            finish_reason=request.finish_reason,
+            prompt_tokens=request.num_prompt_tokens,
+            completion_tokens=request.num_completion_tokens,
+            cached_tokens=opened.requests[0].num_cached_tokens or 0,
+            index=request.index,
+            open_choices=opened.num_open,
+            logprobs=self._logprobs(request, token),
+        )
+
+    def _search_outputs(self, search: BeamSearch) -> list[EngineOutput]:
+        """The choices of a search that is done, best first, each with its whole text.
+
+        Where a token mask allows fewer completions than there are choices, the last choices are empty.
+        """
+        request = search.request
+        opened = self._open[request.request_id]
+        outputs = []
+        missing = [Completion([], "stop")] * (len(opened.texts) - len(search.completions))
+        for index, completion in enumerate([*search.completions[: len(opened.texts)], *missing]):
+            scan = opened.texts[index].push_all(completion.token_ids)
+            self._close_choice(opened)
+            outputs.append(
+                EngineOutput(
+                    request_id=request.request_id,
+                    text=scan.text,
+                    finish_reason="stop" if scan.is_stopped else completion.finish_reason,
+                    prompt_tokens=request.num_prompt_tokens,
+                    completion_tokens=len(completion.token_ids),
+                    cached_tokens=request.num_cached_tokens or 0,
+                    index=index,
+                    open_choices=opened.num_open,
+                )
+            )
+        return outputs
+
+    def _choice_text(self, request: EngineRequest) -> ChoiceText:
+        detokenizer = Detokenizer(self._tokenizer, request.prompt_ids, self._single_texts)
+        return ChoiceText(detokenizer, stop=request.params.stop, eos_ids=self._eos_ids)
+
+    def _close_choice(self, opened: _OpenRequest) -> None:
+        opened.num_open -= 1
+        if opened.num_open == 0:
+            del self._open[opened.requests[0].request_id]
+
+    def _logprobs(self, request: Request, token: SampledToken) -> list[TokenLogprob]:
+        """Of the new token, if the request asked and the token has a text."""
+        found = token.logprobs
+        if found is None or token.token_id in request.eos_ids:
+            return []
+        top = [(self._tokenizer.decode([token_id]), token_id, logprob) for token_id, logprob in found.top]
+        return [TokenLogprob(self._tokenizer.decode([token.token_id]), token.token_id, found.logprob, top)]
+
+    def _check(self, request: EngineRequest) -> None:
+        """Raises `RequestError` for a request that cannot be taken."""
+        if request.request_id in self._open:
             message = f"a request with the id {request.request_id!r} is open"
             raise RequestError(message, kind="invalid_request", param="request_id")
         num_tokens = len(request.prompt_ids) + request.params.max_tokens
         if num_tokens > self._max_context:
             message = f"prompt and completion need {num_tokens} tokens, more than the context of {self._max_context}"
             raise RequestError(message, kind="context_length")
-        seed = secrets.randbits(64) if request.params.seed is None else request.params.seed & MASK_64
-        state = Request(
-            request_id=request.request_id,
-            params=request.params,
-            token_ids=list(request.prompt_ids),
-            num_prompt_tokens=len(request.prompt_ids),
-            seed=seed,
-            eos_ids=self._eos_ids,
-        )
-        self._scheduler.add(state)
-        detokenizer = Detokenizer(self._tokenizer, request.prompt_ids)
-        self._completions[request.request_id] = _Completion(state, detokenizer, StopStrings(request.params.stop))
+        if request.params.num_beams > 1 and request.params.logprobs is not None:
+            message = "`logprobs` cannot be had with `num_beams`: a beam's tokens are chosen by its whole sequence"
+            raise RequestError(message, kind="invalid_request", param="logprobs")
 
-    def step(self) -> list[EngineOutput]:
-        chunks = self._scheduler.schedule()
-        if not chunks:
-            return []
-        batch = build_batch(chunks, block_size=self._block_size, device=self._device)
-        logits = self._runner.forward(batch)
-        token_ids = sample(logits, [chunk.request for chunk in batch.sampled_chunks])
-        advanced = self._scheduler.update(batch.chunks, token_ids)
-        return [self._output(request) for request in advanced]
 
-    def abort(self, request_id: str) -> None:
-        completion = self._completions.pop(request_id, None)
-        if completion is not None:
-            self._scheduler.finish(completion.request, None)
-
-    def _output(self, request: Request) -> EngineOutput:
-        """The text that the request's newest token brings; may end the request by a stop string."""
-        completion = self._completions[request.request_id]
-        text = self._new_text(completion)
-        if request.is_finished:
-            del self._completions[request.request_id]
-        return EngineOutput(
-            request_id=request.request_id,
-            text=text,
-            finish_reason=request.finish_reason,
-            prompt_tokens=request.num_prompt_tokens,
-            completion_tokens=request.num_completion_tokens,
-        )
-
-    def _new_text(self, completion: _Completion) -> str:
-        request, detokenizer, stop_strings = completion.request, completion.detokenizer, completion.stop_strings
-        newest = request.token_ids[-1]
-        text = "" if newest in request.eos_ids else detokenizer.push(newest)
-        if request.is_finished:
-            text += detokenizer.flush()
-        scan = stop_strings.push(text)
-        if scan.is_stopped:
-            self._scheduler.finish(request, "stop")
-            return scan.text
-        return scan.text + stop_strings.flush() if request.is_finished else scan.text
+def _num_blocks(model: CausalModel, sizes: EngineConfig) -> int:
+    """How many blocks the KV cache's memory holds; raises `ConfigError` if not even one."""
+    block_bytes = sizes.block_size * model.block_bytes_per_token
+    if sizes.kv_cache_bytes < block_bytes:
+        size = f"{sizes.block_size} tokens, which takes {block_bytes}"
+        problem = f"{sizes.kv_cache_bytes} bytes do not hold one block of {size}"
+        raise ConfigError("engine.kv_cache_bytes", problem)
+    return sizes.kv_cache_bytes // block_bytes
