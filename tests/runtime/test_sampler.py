@@ -1,27 +1,46 @@
 """The sampler's laws: what each parameter keeps, and that a seed's text depends on nothing else."""
 
+from collections import Counter
+from typing import Any
+
 import pytest
 import torch
 
 from flashgen_runtime.engine.base import EngineRequest
-from flashgen_runtime.engine.request import Request
-from flashgen_runtime.engine.sampler import sample, uniform_of
+from flashgen_runtime.engine.request import Request, RequestState
+from flashgen_runtime.engine.sampler import Sampler, choice_seed, uniform_of
 from flashgen_runtime.engine.sampling_params import SamplingParams
+from flashgen_runtime.engine.token_counts import TokenCounts
+from flashgen_runtime.kernels import library, sampling
 from tests.runtime_models import kv_cache_bytes, random_prompts, run_to_end, sizes, tiny_engine, tiny_module
 
 DRAWS = 2000
 LOGITS = torch.tensor([0.5, 2.0, -1.0, 1.5, 0.0, 3.0, -torch.inf, 1.0])
 
 
-def row(*, seed: int = 0, num_completion_tokens: int = 0, **params: float) -> Request:
+@pytest.fixture(params=["kernels", "torch"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the kernels, and as on a machine without them."""
+    if request.param == "torch":
+        monkeypatch.setattr(sampling, "library", lambda: None)
+    elif library.library() is None:
+        pytest.skip("no kernels for this processor")
+
+
+def row(*, seed: int = 0, token_ids: list[int] | None = None, num_completion_tokens: int = 0, **params: Any) -> Request:
+    token_ids = [0] * (1 + num_completion_tokens) if token_ids is None else token_ids
     return Request(
         request_id="row",
-        params=SamplingParams(max_tokens=100, **params),  # type: ignore[arg-type]  # numbers of both kinds
-        token_ids=[0] * (1 + num_completion_tokens),
-        num_prompt_tokens=1,
+        params=SamplingParams(max_tokens=100, **params),
+        token_ids=token_ids,
+        num_prompt_tokens=len(token_ids) - num_completion_tokens,
         seed=seed,
         eos_ids=frozenset(),
     )
+
+
+def sample(logits: torch.Tensor, rows: list[Request]) -> list[int]:
+    return [token.token_id for token in Sampler().sample(logits, rows)]
 
 
 def frequencies(**params: float) -> torch.Tensor:
@@ -43,8 +62,13 @@ def test_temperature(temperature: float) -> None:
     """Tokens come as often as the softmax of the scaled logits says; an impossible one never."""
     found = frequencies(temperature=temperature)
 
-    torch.testing.assert_close(found, (LOGITS / temperature).softmax(dim=-1), atol=0.04, rtol=0)
+    expected = (LOGITS / temperature).softmax(dim=-1)
+    torch.testing.assert_close(found, expected, atol=0.04, rtol=0)
     assert found[6] == 0
+    possible = expected > 0
+    chi_square = DRAWS * ((found - expected)[possible] ** 2 / expected[possible]).sum()
+    # The 99.9 % quantile of the distribution with 6 degrees of freedom.
+    assert chi_square < 22.5
 
 
 def test_tiny_temperature_is_greedy() -> None:
@@ -80,24 +104,115 @@ def test_top_p_counts_what_top_k_left() -> None:
     assert found[5] == 1
 
 
+def test_min_p() -> None:
+    """Tokens with less than that share of the best one's probability are never drawn."""
+    found = frequencies(temperature=1, min_p=0.2)
+
+    assert set(found.nonzero().squeeze(-1).tolist()) == {1, 3, 5}
+
+
+def test_typical_p() -> None:
+    """Tokens whose information is nearest to the entropy are kept: the best may be too predictable."""
+    found = frequencies(temperature=1, typical_p=0.15)
+
+    assert found[1] == 1
+
+
 def test_equal_logits_are_kept_together() -> None:
     """Where a border falls between equal values all of them stay, so no order of sorting shows."""
     flat = torch.zeros(400, 10)
 
-    drawn = sample(flat, [row(seed=seed, temperature=1, top_k=2) for seed in range(400)])
+    for params in ({"top_k": 2}, {"top_p": 0.15}, {"typical_p": 0.15}):
+        drawn = sample(flat, [row(seed=seed, temperature=1, **params) for seed in range(400)])
 
-    assert set(drawn) == set(range(10))
+        assert set(drawn) == set(range(10))
+
+
+def test_repetition_penalty_sees_prompt_and_completion() -> None:
+    """Tokens that occurred lose, wherever they did; the others only if the completion has them."""
+    logits = torch.tensor([[1.0, 1.1, 1.2, 1.3]])
+    history = {"token_ids": [3, 3, 2], "num_completion_tokens": 1, "temperature": 0}
+
+    assert sample(logits, [row(**history, repetition_penalty=2.0)]) == [1]
+    assert sample(logits, [row(**history, presence_penalty=2.0)]) == [3]
+    assert sample(logits, [row(**history, frequency_penalty=-0.2)]) == [2]
+
+
+def test_penalties_follow_the_completion() -> None:
+    """From step to step the counts grow with the request: greedy decoding goes round."""
+    sampler, request = Sampler(), row(temperature=0, presence_penalty=0.5, frequency_penalty=0.5)
+
+    for _ in range(9):
+        [token] = sampler.sample(torch.tensor([[0.0, 1.0, 1.4, 0.7]]), [request])
+        request.token_ids.append(token.token_id)
+
+    assert request.token_ids[1:] == [2, 1, 3, 2, 0, 1, 2, 3, 1]
+
+
+def test_logit_bias() -> None:
+    """A bias is added to the token's logit; -100 forbids, 100 forces."""
+    assert sample(LOGITS[None], [row(temperature=0, logit_bias=((5, -100.0), (3, 0.6)))]) == [3]
+    assert sample(LOGITS[None], [row(temperature=2, logit_bias=((4, 100.0),))]) == [4]
+
+
+def test_counts_grow_with_the_request() -> None:
+    """After any number of tokens the counts are those of counting anew, prompt tokens at 0."""
+    request = row(token_ids=[7, 8, 7, 9], num_completion_tokens=1)
+    counts = TokenCounts(request, with_prompt=True)
+    without_prompt = TokenCounts(request, with_prompt=False)
+
+    for new in ([], [8], [8, 1, 1], [9]):
+        request.token_ids += new
+        counts.update()
+        without_prompt.update()
+
+        completion = Counter(request.token_ids[3:])
+        assert dict(zip(counts.token_ids, counts.counts, strict=True)) == {7: 0, 8: 0} | dict(completion)
+        assert dict(zip(without_prompt.token_ids, without_prompt.counts, strict=True)) == completion
+
+
+def test_finished_requests_are_forgotten() -> None:
+    """Requests with penalties that come and go leave nothing behind that grows."""
+    sampler = Sampler()
+
+    for _ in range(300):
+        request = row(temperature=0, presence_penalty=0.5)
+        sampler.sample(LOGITS[None], [request])
+        request.state = RequestState.FINISHED
+
+    assert len(sampler._changes) < 100
+
+
+def test_beam_candidates_are_the_best_log_probabilities() -> None:
+    """The best tokens of each beam, best first; penalties change log probabilities, filters do nothing."""
+    logits = torch.stack([LOGITS, LOGITS.flip(0)])
+    beams = [row(num_beams=2, temperature=0), row(num_beams=2, top_k=1, token_ids=[2], repetition_penalty=2.0)]
+
+    log_probs, token_ids = Sampler().beam_candidates(logits, beams, 3)
+
+    expected = logits.log_softmax(dim=-1)
+    expected[1, 2] *= 2
+    torch.testing.assert_close(log_probs, expected.topk(3).values)
+    assert torch.equal(token_ids, expected.topk(3).indices)
+    assert Sampler().beam_candidates(logits, beams, 20)[0].shape == (2, 8)
 
 
 def test_uniform_numbers_are_uniform() -> None:
     """Over seeds and over tokens: ten equal parts are hit about equally, and all values are within [0, 1)."""
     by_seed = torch.tensor([uniform_of(seed, 0) for seed in range(5000)])
     by_token = torch.tensor([uniform_of(3, index) for index in range(5000)])
+    by_choice = torch.tensor([uniform_of(choice_seed(3, index), 0) for index in range(5000)])
 
-    for numbers in (by_seed, by_token):
+    for numbers in (by_seed, by_token, by_choice):
         assert 0 <= numbers.min() <= numbers.max() < 1
         assert (torch.histc(numbers, bins=10, min=0, max=1) - 500).abs().max() < 100
     assert uniform_of(1, 2) != uniform_of(2, 1)
+
+
+def test_the_first_choice_is_what_the_request_would_get_alone() -> None:
+    """Asking for more choices does not change the first; the others differ from it and from other seeds."""
+    assert choice_seed(5, 0) == 5
+    assert len({choice_seed(seed, index) for seed in range(20) for index in range(20)}) == 400
 
 
 def test_row_is_the_same_alone_and_in_any_company() -> None:
@@ -107,7 +222,7 @@ def test_row_is_the_same_alone_and_in_any_company() -> None:
     rows = [
         row(seed=seed, num_completion_tokens=seed % 7, temperature=1 + seed % 2, top_p=0.5 + seed / 80, top_k=1 + seed)
         for seed in range(20)
-    ] + [row(seed=seed, temperature=seed % 3) for seed in range(20)]
+    ] + [row(seed=seed, temperature=seed % 3, frequency_penalty=seed / 20) for seed in range(20)]
 
     together = sample(logits, rows)
 
@@ -115,7 +230,8 @@ def test_row_is_the_same_alone_and_in_any_company() -> None:
 
 
 def sampled_request(request_id: str, prompt: list[int], *, seed: int | None) -> EngineRequest:
-    return EngineRequest(request_id, prompt, SamplingParams(max_tokens=16, temperature=1, top_p=0.9, seed=seed))
+    params = SamplingParams(max_tokens=16, temperature=1, top_p=0.9, repetition_penalty=1.1, seed=seed)
+    return EngineRequest(request_id, prompt, params)
 
 
 def test_seed_gives_the_same_text_alone_in_a_batch_and_after_preemption() -> None:
