@@ -44,6 +44,7 @@ def model_config(id: str = "fake", *, aliases: tuple[str, ...] = (), task: Task 
         task=task,
         source=FolderSource(folder=id),
         dtype="float32",
+        quantization=None,
         device="cpu",
         max_context=None,
         chat_template=None,
@@ -59,7 +60,17 @@ def server_config(*models: ModelConfig, name: str = "fake") -> ServerConfig:
         operations_port=9500,
         threads=1,
         models=models or (model_config(),),
-        engine=EngineConfig(max_num_seqs=8, max_num_batched_tokens=512, block_size=16, kv_cache_bytes=1 << 20),
+        engine=EngineConfig(
+            batching_mode="continuous",
+            max_num_seqs=8,
+            max_num_batched_tokens=512,
+            max_wait_seconds=0,
+            kv_cache_dtype="auto",
+            block_size=16,
+            kv_cache_bytes=1 << 20,
+            prefix_caching=True,
+            deterministic=False,
+        ),
         requirements=DeviceRequirements(gpus=0, gpu_memory_bytes=None, gpu_cuda_capability=None),
     )
 

@@ -25,18 +25,25 @@ SEQUENCES = [(0, 5), (9, 1), (1, 1), (7, 6), (0, 1), (300, 1), (8, 3), (2, 1)]
 
 
 def plain_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, window: int | None, is_causal: bool
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The definition: query [H, n, D], key and value [H_kv, L, D] → [n, H, D]; the queries are the last n tokens."""
     key, value = (states.repeat_interleave(HEADS // KV_HEADS, dim=0) for states in (key, value))
     scores = query @ key.transpose(1, 2) * SCALING
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     num_queries, num_keys = scores.shape[1:]
     position = torch.arange(num_keys - num_queries, num_keys)[:, None]
     distance = position - torch.arange(num_keys)
-    if is_causal:
-        is_hidden = (distance < 0) | (distance >= (window or num_keys))
-        scores = scores.masked_fill(is_hidden, -torch.inf)
-    return (scores.softmax(dim=-1) @ value).transpose(0, 1)
+    scores = scores.masked_fill((distance < 0) | (distance >= (window or num_keys)), -torch.inf).exp()
+    total = scores.sum(dim=2, keepdim=True) + (0 if sinks is None else sinks.exp()[:, None, None])
+    return (scores / total @ value).transpose(0, 1)
 
 
 def requests_with_blocks(num_blocks: int) -> list[Request]:
@@ -68,8 +75,17 @@ def fill_history(cache: KVCache, request: Request, keys: torch.Tensor, values: t
     cache.write(0, keys[:, :num_computed].transpose(0, 1), values[:, :num_computed].transpose(0, 1), slots=slots)
 
 
-@pytest.mark.parametrize("window", [None, 1, 5, 16, 1000])
-def test_paged_attention_equals_plain_attention(window: int | None) -> None:
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    **{f"window of {window}": {"window": window} for window in (1, 5, 16, 1000)},
+    "softcap": {"softcap": 0.7},
+    "sinks": {"sinks": torch.tensor([0.5, -1.0, 2.0, 0.0])},
+    "all three": {"window": 5, "softcap": 0.7, "sinks": torch.tensor([0.5, -1.0, 2.0, 0.0])},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_paged_attention_equals_plain_attention(options: dict[str, Any]) -> None:
     """Decodes, fresh prompts and later chunks in one flat row give what each sequence gives alone."""
     torch.manual_seed(0)
     cache = KVCache(
@@ -98,11 +114,36 @@ def test_paged_attention_equals_plain_attention(window: int | None) -> None:
     value = torch.cat([value[:, chunk.request.num_computed_tokens :] for chunk, _, _, value in ordered], dim=1)[None]
 
     attended = PagedAttention(cache, batch, torch.float32).attend(
-        0, query, key, value, scaling=SCALING, sliding_window=window
+        0,
+        query,
+        key,
+        value,
+        scaling=SCALING,
+        sliding_window=options.get("window"),
+        softcap=options.get("softcap"),
+        sinks=options.get("sinks"),
     )
 
-    expected = [plain_attention(q, k, v, window=window, is_causal=True) for _, q, k, v in ordered]
+    expected = [plain_attention(q, k, v, **options) for _, q, k, v in ordered]
     torch.testing.assert_close(attended[0], torch.cat(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_blocks_are_copied_in_all_layers() -> None:
+    """Several blocks at once, keys and values, source to target."""
+    layers = [LayerShape(KV_HEADS, KEY_DIM, VALUE_DIM)] * 2
+    cache = KVCache(layers, num_blocks=6, block_size=BLOCK_SIZE, dtype=torch.float32, device=CPU)
+    slots = torch.arange(6 * BLOCK_SIZE)
+    for layer in range(2):
+        keys, values = torch.randn(len(slots), KV_HEADS, KEY_DIM), torch.randn(len(slots), KV_HEADS, VALUE_DIM)
+        cache.write(layer, keys, values, slots=slots)
+
+    cache.copy_blocks([(0, 4), (2, 5)])
+
+    for layer in range(2):
+        for states in cache.read(layer, torch.tensor([[0], [4], [2], [5], [1]])):
+            assert torch.equal(states[0], states[1])
+            assert torch.equal(states[2], states[3])
+            assert not torch.equal(states[0], states[4])
 
 
 def test_flat_attention_equals_plain_attention() -> None:
@@ -150,8 +191,6 @@ class Echo:
 
 UNSUPPORTED: dict[str, dict[str, Any]] = {
     "attention_mask": {"attention_mask": torch.zeros(1, 1, 2, 2)},
-    "softcap": {"softcap": 50.0},
-    "s_aux": {"s_aux": torch.zeros(4)},
     "position_bias": {"position_bias": torch.zeros(1, 4, 2, 2)},
     "dropout": {"dropout": 0.1},
     "is_causal=False": {"is_causal": False},
@@ -182,7 +221,7 @@ def test_what_is_not_implemented_is_refused(call: Callable[..., Any], argument: 
 
 def test_neutral_arguments_pass(call: Callable[..., Any]) -> None:
     """What model classes hand through without meaning, and what is `None`, is accepted."""
-    attended, weights = call(position_ids=torch.zeros(1, 2), use_cache=False, softcap=None, sliding_window=3)
+    attended, weights = call(position_ids=torch.zeros(1, 2), use_cache=False, something=None, sliding_window=3)
 
     assert attended.shape == (1, 2, HEADS, KEY_DIM)
     assert weights is None

@@ -204,8 +204,13 @@ def test_no_end_of_sequence_id(tmp_path: Path) -> None:
         ({"do_sample": False, "temperature": 0.6, "max_new_tokens": 9}, GenerationParams(temperature=0, max_tokens=9)),
         (
             {"do_sample": True, "temperature": 0.6, "top_p": 1, "top_k": 20, "min_p": 0.1, "bos_token_id": 1},
-            GenerationParams(temperature=0.6, top_p=1, top_k=20),
+            GenerationParams(temperature=0.6, top_p=1, top_k=20, min_p=0.1),
         ),
+        (
+            {"do_sample": False, "typical_p": 0.5, "repetition_penalty": 1.05, "num_beams": 4},
+            GenerationParams(temperature=0, repetition_penalty=1.05),
+        ),
+        ({"typical_p": 0.5, "num_return_sequences": 2}, GenerationParams(typical_p=0.5)),
         ({"temperature": 0.6, "top_k": 0}, GenerationParams(temperature=0.6)),
     ],
 )

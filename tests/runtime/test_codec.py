@@ -20,7 +20,9 @@ from flashgen_runtime.messages import (
     RequestFailure,
     StepOutputs,
     TextDelta,
+    TokenLogprob,
     WorkerStatus,
+    is_final,
 )
 from flashgen_runtime.transport import codec
 
@@ -29,6 +31,9 @@ TO_WORKER = [
     GenerateRequest(request_id="r", model="m", prompt="text", params=GenerationParams(stop=("a", "b"), seed=3)),
     GenerateRequest(request_id="r", model="m", prompt=[1, 2, 3]),
     GenerateRequest(request_id="r", model="m", messages=[{"role": "user", "content": [{"type": "text", "text": "é"}]}]),
+    GenerateRequest(
+        request_id="r", model="m", prompt="text", params=GenerationParams(logit_bias={"5": -1.5}, n=2), logprobs=3
+    ),
     EmbedRequest(request_id="r", model="m", inputs=["one", "two"]),
     EmbedRequest(request_id="r", model="m", inputs=[[1], [2, 3]]),
     Cancel(request_id="r"),
@@ -36,6 +41,15 @@ TO_WORKER = [
 FROM_WORKER = [
     WorkerStatus(epoch="e", state="ready", models=(ModelStatus(id="m", aliases=("n",), max_context=9),)),
     StepOutputs(epoch="e", replies=[TextDelta(request_id="r", text="\0\n😀", finish_reason="stop")]),
+    StepOutputs(
+        epoch="e",
+        replies=[
+            TextDelta(
+                request_id="r", index=1, open_choices=2, logprobs=[TokenLogprob("a", 97, -0.5, [("b", 98, -1.0)])]
+            ),
+            TextDelta(request_id="r", logprobs=[TokenLogprob("\ufffd", 5, float("-inf"), [], b"\xc3")]),
+        ],
+    ),
     StepOutputs(epoch="e", replies=[Embeddings(request_id="r", vectors=[b"\x00\x01"], prompt_tokens=2)]),
     StepOutputs(epoch="e", replies=[RequestFailure(request_id="r", kind="overloaded", message="no", param="p")]),
     RepliesLost(),
@@ -78,6 +92,15 @@ def test_fields_of_a_newer_version_are_ignored():
     frame = msgspec.msgpack.encode(["Cancel", "r", "field of a later version"])
 
     assert codec.decode_to_worker(frame) == Cancel(request_id="r")
+
+
+@pytest.mark.parametrize(
+    ("finish_reason", "open_choices", "is_last"),
+    [(None, 0, False), (None, 1, False), ("stop", 1, False), ("stop", 0, True)],
+)
+def test_a_request_ends_with_its_last_choice(finish_reason, open_choices, is_last):
+    """Other choices that end first leave it open."""
+    assert is_final(TextDelta(request_id="r", finish_reason=finish_reason, open_choices=open_choices)) == is_last
 
 
 def test_text_that_is_not_unicode_is_refused_when_sent():

@@ -48,9 +48,11 @@ def encoder() -> FakeEncoder:
     return FakeEncoder()
 
 
-def model_with(encoder: FakeEncoder) -> EmbeddingsModel:
+def model_with(encoder: FakeEncoder, **options: Any) -> EmbeddingsModel:
     status = ModelStatus(id="m", max_context=8)
-    return EmbeddingsModel(status, encoder=encoder, tokenizer=CharacterTokenizer(), max_num_batched_tokens=10)
+    return EmbeddingsModel(
+        status, encoder=encoder, tokenizer=CharacterTokenizer(), max_num_batched_tokens=10, **options
+    )
 
 
 def embed(model: ServedModel, name: str, inputs: Any) -> None:
@@ -118,6 +120,49 @@ def test_abort_drops_what_waits(encoder: FakeEncoder) -> None:
     assert not model.has_work
 
 
+class Clock:
+    """Time that passes when the test says so."""
+
+    seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def test_a_text_waits_for_company(encoder: FakeEncoder) -> None:
+    """A forward pass that is not full runs when its oldest text has waited long enough."""
+    clock = Clock()
+    model = model_with(encoder, max_wait_seconds=0.5, clock=clock)
+
+    embed(model, "one", ["aaaa"])
+    assert (model.has_work, model.seconds_until_work, model.step()) == (False, 0.5, [])
+
+    clock.seconds += 0.25
+    embed(model, "two", ["bb"])
+    assert model.seconds_until_work == 0.25
+
+    clock.seconds += 0.25
+    assert model.has_work
+    assert len(model.step()) == 2
+    assert (model.has_work, model.seconds_until_work) == (False, None)
+    assert encoder.batches == [[2, 4]]
+
+
+def test_a_full_batch_does_not_wait(encoder: FakeEncoder) -> None:
+    """What is left over of it waits its own time; an aborted text is no company."""
+    model = model_with(encoder, max_wait_seconds=0.5, clock=Clock())
+
+    embed(model, "one", ["aaaa"])
+    embed(model, "two", ["bbbbbbb"])
+    assert [reply.request_id for reply in model.step()] == ["one"]
+    assert not model.has_work
+
+    embed(model, "three", ["ccc"])
+    assert model.has_work
+    model.abort("three")
+    assert not model.has_work
+
+
 @pytest.mark.parametrize("inputs", [[], [""], [[]], [[128]], [[-1]]])
 def test_bad_inputs_name_the_field(encoder: FakeEncoder, inputs: Any) -> None:
     """Nothing to embed, and ids that the model does not know."""
@@ -166,6 +211,7 @@ def minilm(folder: Path = MODELS, *, max_num_batched_tokens: int = 512, max_cont
         task="feature-extraction",
         source=FolderSource(folder="all-MiniLM-L6-v2"),
         dtype="float32",
+        quantization=None,
         device="cpu",
         max_context=max_context,
         chat_template=None,

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 from flashgen_runtime.errors import RequestError
 from flashgen_runtime.messages import ModelStatus, TextDelta
@@ -12,6 +13,8 @@ from tests.runtime_workers import TIMEOUT_SECONDS
 
 class Countdown:
     """A model whose requests are numbers: each step counts every one down, and at 0 it is finished."""
+
+    seconds_until_work = None
 
     def __init__(self, name="countdown"):
         self.status = ModelStatus(id=name)
@@ -49,6 +52,22 @@ class Countdown:
 
     def abort(self, request_id):
         self.requests.pop(request_id, None)
+
+
+class Hesitant(Countdown):
+    """Has work some time after something was added."""
+
+    @property
+    def has_work(self):
+        return self.seconds_until_work == 0
+
+    @property
+    def seconds_until_work(self):
+        return max(0, self.due - time.monotonic()) if self.requests else None
+
+    def add(self, prepared):
+        super().add(prepared)
+        self.due = time.monotonic() + 0.05
 
 
 class Running:
@@ -117,6 +136,25 @@ def test_a_request_joins_while_others_run():
             model.may_step.set()
 
             assert [await running.texts() for _ in range(2)] == [{"a": "2"}, {"a": "1", "b": "0"}]
+
+    run(main())
+
+
+def test_a_model_that_waits_is_stepped_when_its_time_has_come():
+    """Nothing has to be asked for that, and the wait is no lack of progress."""
+
+    async def main():
+        async with Running() as running:
+            model = Hesitant()
+            began = time.monotonic()
+
+            running.loop.add(model, "a", ("a", 1))
+            await asyncio.sleep(0.02)
+            is_idle = running.loop.seconds_without_progress == 0
+
+            assert await running.texts() == {"a": "0"}
+            assert time.monotonic() - began >= 0.05
+            assert is_idle
 
     run(main())
 

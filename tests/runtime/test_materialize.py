@@ -7,14 +7,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, FalconConfig, T5Config
+from transformers import BertConfig, BertForMaskedLM
 
 from flashgen_runtime.engine.encoder import Encoder
-from flashgen_runtime.engine.llm_engine import LLMEngine
-from flashgen_runtime.engine.model_runner import take_over_attention
-from flashgen_runtime.errors import ConfigError, DeviceError, WeightsError
+from flashgen_runtime.errors import DeviceError, WeightsError
 from flashgen_runtime.loader import load_model
-from tests.runtime_models import NumberTokenizer, loaded, sizes, tiny_module
+from tests.runtime_models import tiny_module
 
 
 @pytest.fixture
@@ -129,12 +127,15 @@ def test_config_that_cannot_be_used_is_named(checkpoint: Path, fields: dict[str,
     assert problem in caught.value.problem
 
 
-def test_encoder_decoder_is_refused(checkpoint: Path) -> None:
-    """Models with an encoder and a decoder."""
-    T5Config().save_pretrained(checkpoint)
+def test_encoder_with_a_decoder_is_loaded(tmp_path: Path) -> None:
+    """With the head that generates text."""
+    saved = tiny_module("t5")
+    saved.save_pretrained(tmp_path)
 
-    with pytest.raises(WeightsError, match="encoder and decoder"):
-        load_model(checkpoint, dtype="auto", device="cpu")
+    model = load_model(tmp_path, dtype="auto", device="cpu")
+
+    assert type(model.module) is type(saved)
+    assert torch.equal(model.module.state_dict()["shared.weight"], saved.state_dict()["shared.weight"])
 
 
 def test_no_such_device(checkpoint: Path) -> None:
@@ -158,27 +159,3 @@ def test_encoder_without_its_training_heads(tmp_path: Path) -> None:
     model = load_model(tmp_path, dtype="auto", device="cpu")
 
     assert len(Encoder(model, pooling="cls").encode([[1, 2, 3]])[0]) == 16 * 4
-
-
-@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
-def test_batch_wide_rope_is_refused(rope_type: str) -> None:
-    """Rotary embeddings that depend on the longest position of a batch would mix requests."""
-    model = loaded(tiny_module("llama"))
-    model.config.rope_parameters = {"rope_type": rope_type, "rope_theta": 10000.0}
-
-    with pytest.raises(WeightsError, match=f"rotary embeddings of type `{rope_type}`"):
-        take_over_attention(model)
-
-
-def test_attention_of_the_models_own_is_refused() -> None:
-    """A class that does not attend through transformers' interface is found at load, not by wrong answers."""
-    config = FalconConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
-
-    with pytest.raises(WeightsError, match="`FalconForCausalLM` is not supported yet"):
-        take_over_attention(loaded(AutoModelForCausalLM.from_config(config).eval()))
-
-
-def test_cache_without_room_is_refused() -> None:
-    """Memory that does not hold one block is a mistake of the configuration."""
-    with pytest.raises(ConfigError, match="100 bytes do not hold one block of 16 tokens, which takes 6144"):
-        LLMEngine(loaded(tiny_module("llama")), NumberTokenizer(), sizes=sizes(kv_cache_bytes=100), max_context=64)

@@ -26,6 +26,20 @@ def test_models_are_loaded_in_order():
     assert order == ["one", "two"]
 
 
+def test_the_log_says_how_a_model_runs(caplog):
+    """What the model says about itself; what it does not have is left out."""
+    status = ModelStatus(id="one", dtype="bfloat16", quantization="int8", path="plain", path_reason="no interface")
+
+    with caplog.at_level("INFO"):
+        ModelManager(CONFIGS[:1], lambda _: FakeEmbeddings(status)).load_all()
+
+    (record,) = [record for record in caplog.records if record.message == "loaded"]
+    said = record.fields
+    assert (said["dtype"], said["quantization"]) == ("bfloat16", "int8")
+    assert (said["path"], said["path_reason"]) == ("plain", "no interface")
+    assert "kernels" not in said
+
+
 @pytest.mark.parametrize(("name", "model_id"), [("one", "one"), ("first", "one"), ("uno", "one"), ("two", "two")])
 def test_a_model_is_leased_by_each_of_its_names(name, model_id):
     """An id and its aliases lead to the same model, which counts its leases."""

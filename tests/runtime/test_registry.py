@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from flashgen_runtime.config import FolderSource, ModelConfig
 from flashgen_runtime.errors import ConfigError, RequestError, WeightsError
+from flashgen_runtime.kernels.library import current_isa
 from flashgen_runtime.messages import EmbedRequest, GenerateRequest, GenerationParams, TextDelta
 from flashgen_runtime.models.registry import load_served_model
 from flashgen_runtime.models.text_generation import TextGenerationModel
@@ -36,6 +37,12 @@ def save_tokenizer(folder: Path, *, chat_template: str | None = None) -> None:
     wrapped.save_pretrained(folder)
 
 
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the probe finds out is kept apart."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A tiny Llama with a byte tokenizer and a chat template."""
@@ -53,6 +60,7 @@ def load(checkpoint: Path, **fields: Any) -> TextGenerationModel:
         "task": "text-generation",
         "source": FolderSource(folder=checkpoint.name),
         "dtype": "auto",
+        "quantization": None,
         "device": "cpu",
         "max_context": None,
         "chat_template": None,
@@ -95,6 +103,26 @@ def test_status(checkpoint: Path) -> None:
     assert load(checkpoint, max_context=64).status.max_context == 64
 
 
+def test_status_says_how_a_model_runs(checkpoint: Path) -> None:
+    """Precision, path and kernels, as `/v1/models` shows them."""
+    status = load(checkpoint, quantization="int8").status
+
+    assert (status.path, status.path_reason) == ("native", "")
+    assert (status.quantization, status.kv_cache_dtype) == ("int8", "float32")
+    assert status.kernels == current_isa()
+
+
+def test_context_of_a_paged_model(tmp_path: Path) -> None:
+    """A family that calls its positions another name."""
+    folder = tmp_path / "gpt2"
+    tiny_module("gpt2").save_pretrained(folder)
+    save_tokenizer(folder)
+
+    status = load(folder).status
+
+    assert (status.path, status.max_context) == ("paged", 512)
+
+
 def test_metrics_show_what_the_engine_holds(checkpoint: Path) -> None:
     """Running requests and blocks show while a request runs, and are gone when it is aborted."""
 
@@ -105,8 +133,8 @@ def test_metrics_show_what_the_engine_holds(checkpoint: Path) -> None:
     model.add(model.prepare(request_of(prompt="once upon")))
     model.step()
 
-    # 4 MiB in blocks of 6,144 bytes.
-    assert shown("flashgen_kv_blocks_total") == 682
+    # 4 MiB in blocks of 12,288 bytes.
+    assert shown("flashgen_kv_blocks_total") == 341
     assert shown("flashgen_requests_running") == shown("flashgen_kv_blocks_used") == 1
     model.abort("r")
     assert shown("flashgen_requests_running") == shown("flashgen_kv_blocks_used") == 0

@@ -13,7 +13,7 @@ import pytest
 from flashgen_runtime import testing
 from flashgen_runtime.engine.base import EngineRequest
 from flashgen_runtime.engine.sampling_params import SamplingParams
-from flashgen_runtime.messages import EmbedRequest, GenerateRequest, ModelStatus
+from flashgen_runtime.messages import EmbedRequest, GenerateRequest, ModelStatus, TokenLogprob
 from flashgen_runtime.testing import (
     CharacterTokenizer,
     FakeEmbeddings,
@@ -75,6 +75,33 @@ def test_the_fake_engine_knows_stop_strings(prompt, stop, text, finish_reason):
     outputs = [output for step in run_to_end(engine) for output in step]
     assert "".join(output[1] for output in outputs) == text
     assert outputs[-1][2] == finish_reason
+
+
+def test_the_fake_engine_gives_several_choices():
+    """Each begins one character later; the request is open until all have ended."""
+    engine = FakeEngine()
+    ids = CharacterTokenizer().encode("abc", add_special_tokens=True)
+    engine.add_request(EngineRequest("r", ids, SamplingParams(max_tokens=2, n=2, stop=("bc",))))
+
+    outputs = [output for _ in range(2) for output in engine.step()]
+
+    assert [(output.index, output.text, output.finish_reason, output.open_choices) for output in outputs] == [
+        (0, "a", None, 2),
+        (1, "", None, 2),
+        (0, "b", "length", 1),
+        (1, "", "stop", 0),
+    ]
+    assert not engine.has_work
+
+
+def test_the_fake_engine_gives_log_probabilities():
+    """The token's own, and those of the characters that follow it."""
+    engine = FakeEngine()
+    engine.add_request(EngineRequest("r", [97, 98], SamplingParams(max_tokens=1, logprobs=2)))
+
+    (output,) = engine.step()
+
+    assert output.logprobs == [TokenLogprob("a", 97, -0.5, [("a", 97, -0.5), ("b", 98, -1.5)])]
 
 
 def test_the_fake_engine_forgets_what_is_aborted():

@@ -11,8 +11,16 @@ import pytest
 from flashgen_runtime.engine.base import EngineOutput, EngineRequest
 from flashgen_runtime.engine.sampling_params import SamplingParams
 from flashgen_runtime.errors import RequestError
-from flashgen_runtime.messages import EmbedRequest, GenerateRequest, GenerationParams, ModelStatus, TextDelta
+from flashgen_runtime.messages import (
+    EmbedRequest,
+    GenerateRequest,
+    GenerationParams,
+    ModelStatus,
+    TextDelta,
+    TokenLogprob,
+)
 from flashgen_runtime.models.text_generation import ChatTemplate, Conversation, TextGenerationModel
+from flashgen_runtime.testing import CharacterTokenizer, FakeEngine
 from tests.runtime_models import ByteTokenizer
 
 MAX_CONTEXT = 100
@@ -174,6 +182,22 @@ def test_parameter_out_of_range_names_the_field() -> None:
     assert (error.kind, error.param) == ("invalid_request", "temperature")
 
 
+def test_a_biased_token_must_be_the_models() -> None:
+    """Ids beyond the vocabulary are the caller's mistake."""
+    params = GenerationParams(logit_bias={"256": 1.0})
+
+    error = refusal(lambda: model_of().prepare(request_of(prompt="a", params=params)))
+
+    assert (error.kind, error.param) == ("invalid_request", "logit_bias")
+
+
+def test_log_probabilities_are_the_requests_wish() -> None:
+    """No other source of parameters asks for them."""
+    assert model_of().prepare(request_of(prompt="a", logprobs=3)).params.logprobs == 3
+    assert model_of().prepare(request_of(prompt="a")).params.logprobs is None
+    assert refusal(lambda: model_of().prepare(request_of(prompt="a", logprobs=21))).param == "logprobs"
+
+
 def test_embeddings_are_refused() -> None:
     """A model that writes text gives no vectors."""
     error = refusal(lambda: model_of().prepare(EmbedRequest(request_id="r", model="m", inputs=["a"])))
@@ -193,6 +217,44 @@ def test_outputs_become_deltas() -> None:
         TextDelta(request_id="r", text="^hi", finish_reason="stop", prompt_tokens=3, completion_tokens=1)
     ]
     assert not model.has_work
+
+
+def test_choices_and_log_probabilities_are_passed_on() -> None:
+    """A delta says which choice it is of, how many are open, and what its tokens' log probabilities are."""
+    model = TextGenerationModel(ModelStatus(id="m"), engine=FakeEngine(), tokenizer=CharacterTokenizer())
+    params = GenerationParams(n=2, max_tokens=1)
+    model.add(model.prepare(request_of(prompt="ab", params=params, logprobs=0)))
+
+    replies = model.step()
+
+    assert replies == [
+        delta_of("a", index=0, open_choices=1, logprobs=[TokenLogprob("a", 97, -0.5)]),
+        delta_of("b", index=1, open_choices=0, logprobs=[TokenLogprob("b", 98, -0.5)]),
+    ]
+
+
+class HalfBytes(CharacterTokenizer):
+    """Knows that every token is the first byte of a character of two."""
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        return b" " if token_id == 97 else b"\xc3"
+
+
+def test_log_probabilities_spell_tokens_as_in_a_text() -> None:
+    """Not as they decode alone: with their space, and with the bytes of what is no whole character."""
+    model = TextGenerationModel(ModelStatus(id="m"), engine=FakeEngine(), tokenizer=HalfBytes())
+    model.add(model.prepare(request_of(prompt="ab", params=GenerationParams(max_tokens=2), logprobs=1)))
+
+    (space,), (half,) = model.step(), model.step()
+
+    assert isinstance(space, TextDelta)
+    assert isinstance(half, TextDelta)
+    assert space.logprobs == [TokenLogprob(" ", 97, -0.5, [(" ", 97, -0.5)])]
+    assert half.logprobs == [TokenLogprob("\ufffd", 98, -0.5, [("\ufffd", 98, -0.5)], b"\xc3")]
+
+
+def delta_of(text: str, **fields: Any) -> TextDelta:
+    return TextDelta(request_id="r", text=text, finish_reason="length", prompt_tokens=2, completion_tokens=1, **fields)
 
 
 def test_module_is_free_of_torch() -> None:

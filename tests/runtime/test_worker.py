@@ -5,9 +5,17 @@ import threading
 from contextlib import aclosing
 
 import pytest
+from prometheus_client import REGISTRY
 
 from flashgen_runtime.errors import WeightsError, WorkerLostError
-from flashgen_runtime.messages import Embeddings, EmbedRequest, ModelStatus, RequestFailure
+from flashgen_runtime.messages import (
+    Embeddings,
+    EmbedRequest,
+    GenerateRequest,
+    GenerationParams,
+    ModelStatus,
+    RequestFailure,
+)
 from flashgen_runtime.models.text_generation import TextGenerationModel
 from flashgen_runtime.testing import CharacterTokenizer, FakeEngine, fake_manager
 from flashgen_runtime.transport.memory import MemoryEndpoint, MemoryLine
@@ -71,6 +79,25 @@ class SlowEngine(FakeEngine):
 def manager_of(engine, *, id="fake"):  # noqa: A002
     model = TextGenerationModel(ModelStatus(id=id), engine=engine, tokenizer=CharacterTokenizer())
     return ModelManager([model_config(id)], lambda _: model)
+
+
+def test_choices_of_one_request_end_together():
+    """The request is open until its last choice has ended; their tokens are counted one by one."""
+    params = GenerationParams(n=2, max_tokens=3, stop=("c",))
+    request = GenerateRequest(request_id="r", model="counted", prompt="abc", params=params)
+
+    async def main():
+        async with running_worker(fake_manager(server_config(model_config("counted")))) as running:
+            await in_state(running.connection, "ready")
+            return await replies_of(running.connection, request)
+
+    replies = asyncio.run(main())
+
+    texts = ["".join(reply.text for reply in replies if reply.index == index) for index in range(2)]
+    assert texts == ["ab", "b"]
+    assert [reply.open_choices for reply in replies if reply.finish_reason] == [1, 0]
+    # a, b and c; b and c.
+    assert REGISTRY.get_sample_value("flashgen_generation_tokens_total", {"model": "counted"}) == 5
 
 
 def run(test):

@@ -34,6 +34,8 @@ class AttentionContext(Protocol):
         *,
         scaling: float,
         sliding_window: int | None,
+        softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attention of one layer.
 
@@ -43,6 +45,8 @@ class AttentionContext(Protocol):
             key, value: [1, H_kv, T, D]; the value's head size may differ.
             scaling: factor of the scores.
             sliding_window: tokens that each token sees, itself included; `None` for all.
+            softcap: scores become softcap * tanh(score / softcap); `None`: they stay.
+            sinks: [H], one more score in each softmax, without a value.
 
         Returns:
             [1, T, H, D]
@@ -80,6 +84,8 @@ def decoder_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **arguments: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention over the KV cache; raises `UnsupportedAttentionError` for what it would have to ignore."""
@@ -93,6 +99,8 @@ def decoder_attention(
         value,
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         sliding_window=sliding_window,
+        softcap=softcap,
+        sinks=s_aux,
     )
     return attended, None
 

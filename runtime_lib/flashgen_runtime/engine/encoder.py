@@ -1,29 +1,63 @@
-"""Runs an encoder on flat batches without padding and pools each sequence to one vector."""
+"""Runs a transformers encoder on flat batches without padding and pools each sequence to one vector."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, groupby
-from typing import Any, Literal
+from itertools import groupby
+from typing import Any
 
 import torch
-from torch.nn.functional import normalize, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from flashgen_runtime.engine.attention import ENCODER_ATTENTION, attending
+from flashgen_runtime.engine.causal_model import ModelDescription
+from flashgen_runtime.engine.native_config import dtype_name
+from flashgen_runtime.engine.pooling import Pooling, pool
 from flashgen_runtime.loader.base import LoadedModel
 from flashgen_runtime.loader.quiet import quiet_transformers
 
-Pooling = Literal["mean", "cls"]
-
 
 class Encoder:
-    """Turns token ids into unit vectors; each call of `encode` is one forward pass."""
+    """Turns token ids into unit vectors; each call of `encode` is one forward pass.
 
-    def __init__(self, model: LoadedModel, *, pooling: Pooling) -> None:
+    Args:
+        model: with a class that attends through transformers' interface.
+        pooling: how the vectors of a text's tokens become one.
+        path_reason: why the model does not take a faster path.
+    """
+
+    def __init__(self, model: LoadedModel, *, pooling: Pooling, path_reason: str = "") -> None:
         self._model = model
-        self._pooling = pooling
+        self._pooling: Pooling = pooling
+        self._path_reason = path_reason
         module: Any = model.module
         with quiet_transformers():
             module.set_attn_implementation(ENCODER_ATTENTION)
+
+    @property
+    def description(self) -> ModelDescription:
+        """How it runs; `plain` is transformers' class."""
+        return ModelDescription(
+            path="plain",
+            path_reason=self._path_reason,
+            dtype=dtype_name(self._model.dtype),
+            quantization="",
+            kv_cache_dtype="",
+            kernels="torch",
+            is_batch_invariant=False,
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this number."""
+        module: Any = self._model.module
+        num_embeddings: int = module.get_input_embeddings().num_embeddings
+        return num_embeddings
+
+    @property
+    def num_positions(self) -> int | None:
+        """Tokens of the longest text; `None` where any number will do."""
+        limit: int | None = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        return limit
 
     @torch.inference_mode()
     def encode(self, sequences: Sequence[Sequence[int]]) -> list[bytes]:
@@ -38,16 +72,7 @@ class Encoder:
         packed = torch.tensor([ids, positions], device=self._model.device)
         with attending(FlatAttention(lengths)):
             output = self._model.module(input_ids=packed[:1], position_ids=packed[1:])
-        pooled = self._pool(output.last_hidden_state[0], lengths)
-        vectors = normalize(pooled, dim=-1).cpu().numpy().astype("<f4")
-        return [vector.tobytes() for vector in vectors]
-
-    def _pool(self, hidden: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-        """[T, hidden_size] → [B, hidden_size], float32."""
-        if self._pooling == "cls":
-            starts = [0, *accumulate(lengths)][:-1]
-            return hidden[starts].float()
-        return torch.stack([tokens.mean(dim=0) for tokens in torch.split(hidden.float(), lengths)])
+        return pool(output.last_hidden_state[0], lengths, self._pooling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +91,10 @@ class FlatAttention:
         *,
         scaling: float,
         sliding_window: int | None,
+        softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        assert sliding_window is None, "encoder_attention refuses windows"
+        assert (sliding_window, softcap, sinks) == (None, None, None), "encoder_attention refuses them"
         parts = []
         first = 0
         for length, group in groupby(self.lengths):

@@ -5,8 +5,6 @@ from typing import NamedTuple
 
 import torch
 
-from flashgen_runtime.errors import ConfigError
-
 
 class LayerShape(NamedTuple):
     """What one attention layer stores for one token."""
@@ -55,18 +53,15 @@ class KVCache:
         self._keys[layer].flatten(0, 1).index_copy_(0, slots, keys)
         self._values[layer].flatten(0, 1).index_copy_(0, slots, values)
 
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copies whole blocks of all layers, source to target."""
+        sources, targets = torch.tensor(pairs, device=self._keys[0].device).T
+        for cache in (*self._keys, *self._values):
+            cache.index_copy_(0, targets, cache.index_select(0, sources))
+
     def read(self, layer: int, blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Copies whole blocks of one layer: [B, N] → keys and values, [B, H_kv, N * block_size, D] each."""
         return _gather(self._keys[layer], blocks), _gather(self._values[layer], blocks)
-
-
-def num_blocks_in(kv_cache_bytes: int, layers: Sequence[LayerShape], *, block_size: int, dtype: torch.dtype) -> int:
-    """How many blocks fit into the memory; raises `ConfigError` if not even one does."""
-    block_bytes = sum(layer.num_values for layer in layers) * block_size * dtype.itemsize
-    if kv_cache_bytes < block_bytes:
-        problem = f"{kv_cache_bytes} bytes do not hold one block of {block_size} tokens, which takes {block_bytes}"
-        raise ConfigError("engine.kv_cache_bytes", problem)
-    return kv_cache_bytes // block_bytes
 
 
 def _gather(cache: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Causal attention over the paged KV cache in plain torch: gathers blocks, then lets torch's fused kernel attend.
 
+Runs on every device and with blocks of any size: what our kernels are compared with, and what runs where they do not.
 Sequences with one new token are padded together in groups of similar length; a chunk of a prompt goes alone. Indices
 and masks are the same for every layer with the same window, so they are made once per step and window.
 """
@@ -64,17 +65,17 @@ class PagedAttention:
         *,
         scaling: float,
         sliding_window: int | None,
+        softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         assert layer is not None, "the runner refuses models that do not number their layers"
         keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
         self.cache.write(layer, keys, values, slots=self.batch.slot_mapping)
         if sliding_window not in self._decode_groups:
             self._plan(sliding_window, device=query.device)
-        parts = [
-            self._decode(layer, group, query, scaling=scaling) for group in self._decode_groups[sliding_window]
-        ] + [
-            self._prefill(layer, chunk, query, key, value, scaling=scaling)
-            for chunk in self._prefill_chunks[sliding_window]
+        scores = Scores(scaling, softcap, sinks)
+        parts = [self._decode(layer, group, query, scores) for group in self._decode_groups[sliding_window]] + [
+            self._prefill(layer, chunk, query, key, value, scores) for chunk in self._prefill_chunks[sliding_window]
         ]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0)
 
@@ -89,15 +90,11 @@ class PagedAttention:
             for sequence in range(batch.num_decodes, len(batch.chunks))
         ]
 
-    def _decode(self, layer: int, group: DecodeGroup, query: torch.Tensor, *, scaling: float) -> torch.Tensor:
-        """[number of sequences, H, D]; the heads that share keys stand as rows of one query, so nothing is copied."""
+    def _decode(self, layer: int, group: DecodeGroup, query: torch.Tensor, scores: "Scores") -> torch.Tensor:
+        """[number of sequences, H, D]"""
         keys, values = self.cache.read(layer, group.blocks)
-        num_heads, head_dim = query.shape[1], query.shape[3]
-        num_kv_heads = keys.shape[1]
-        rows = query[0, :, group.first : group.last].transpose(0, 1)
-        rows = rows.reshape(-1, num_kv_heads, num_heads // num_kv_heads, head_dim)
-        attended = scaled_dot_product_attention(rows, keys, values, attn_mask=group.mask, scale=scaling)
-        return attended.flatten(1, 2)
+        queries = query[0, :, group.first : group.last].transpose(0, 1).unsqueeze(2)
+        return scores.attend(queries, keys, values, group.mask).squeeze(2)
 
     def _prefill(
         self,
@@ -106,24 +103,66 @@ class PagedAttention:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        *,
-        scaling: float,
+        scores: "Scores",
     ) -> torch.Tensor:
         """[last - first, H, D]"""
         if chunk.blocks is None:
             keys, values = key[:, :, chunk.first : chunk.last], value[:, :, chunk.first : chunk.last]
         else:
             keys, values = self.cache.read(layer, chunk.blocks)
-        attended = scaled_dot_product_attention(
-            query[:, :, chunk.first : chunk.last],
-            keys,
-            values,
-            attn_mask=chunk.mask,
-            is_causal=chunk.mask is None,
-            scale=scaling,
-            enable_gqa=query.shape[1] != keys.shape[1],
-        )
+        attended = scores.attend(query[:, :, chunk.first : chunk.last], keys, values, chunk.mask)
         return attended[0].transpose(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a layer does to its scores before the softmax."""
+
+    scaling: float
+    softcap: float | None
+    sinks: torch.Tensor | None
+
+    def attend(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """[B, H, n, D]
+
+        Args:
+            queries: [B, H, n, D]
+            keys, values: [B, H_kv, L, D]
+            mask: added to the scores, broadcasts to [B, 1, n, L]; `None`: causal, n = L.
+        """
+        num_kv_heads = keys.shape[1]
+        if self.softcap is None and self.sinks is None:
+            if queries.shape[2] == 1:
+                # The heads that share keys stand as rows of one query, so that nothing is copied.
+                rows = queries.view(len(queries), num_kv_heads, -1, queries.shape[3])
+                attended = scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=self.scaling)
+                return attended.flatten(1, 2).unsqueeze(2)
+            return scaled_dot_product_attention(
+                queries,
+                keys,
+                values,
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=self.scaling,
+                enable_gqa=queries.shape[1] != num_kv_heads,
+            )
+        # Torch's kernel has neither softcap nor sinks.
+        group_size = queries.shape[1] // num_kv_heads
+        keys, values = (states.repeat_interleave(group_size, dim=1) for states in (keys, values))
+        scores = queries @ keys.transpose(2, 3) * self.scaling
+        if self.softcap is not None:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
+        if mask is None:
+            is_seen = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril_()
+            mask = _additive(is_seen, scores.dtype)
+        scores = scores + mask
+        if self.sinks is not None:
+            sinks = self.sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
+            scores = torch.cat((scores, sinks), dim=3)
+        weights = scores.softmax(dim=3, dtype=torch.float32)[..., : keys.shape[2]]
+        return weights.to(values.dtype) @ values
 
 
 def _groups(kv_lens: list[int], *, block_size: int) -> Iterator[tuple[int, int]]:

@@ -16,6 +16,9 @@ INDEX_NAME = "model.safetensors.index.json"
 # Weights, configurations, tokenizers, templates; never pickled files or code.
 HUB_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*/config.json")
 
+# Model types that are loaded as encoders, without a head; all others generate text.
+ENCODER_TYPES = frozenset({"bert"})
+
 
 def locate(
     source: HubSource | FolderSource, models_folder: Path, *, download: Callable[..., str] | None = None
@@ -30,6 +33,11 @@ def locate(
     if not path.is_dir():
         raise WeightsError(path, "no such folder")
     return path
+
+
+def is_encoder(model_type: object) -> bool:
+    """Whether checkpoints of this type are loaded as encoders."""
+    return model_type in ENCODER_TYPES
 
 
 def parse_json(path: Path) -> Any:
@@ -82,17 +90,25 @@ def read_eos_ids(path: Path) -> frozenset[int]:
 
 
 def read_generation_params(path: Path) -> GenerationParams:
-    """What the checkpoint's authors say about decoding; fields that we do not know are left out."""
+    """What the checkpoint's authors say about decoding; fields that we do not know are left out.
+
+    How many choices and beams there are is not theirs to say: callers count on one answer, and pay for more.
+    """
     file = path / "generation_config.json"
     tree = read_optional_json(file)
+    max_tokens = _number(file, tree, "max_new_tokens", int)
+    repetition_penalty = _number(file, tree, "repetition_penalty", float)
     if tree.get("do_sample") is False:
-        return GenerationParams(temperature=0, max_tokens=_number(file, tree, "max_new_tokens", int))
+        return GenerationParams(temperature=0, max_tokens=max_tokens, repetition_penalty=repetition_penalty)
     return GenerationParams(
-        max_tokens=_number(file, tree, "max_new_tokens", int),
+        max_tokens=max_tokens,
         temperature=_number(file, tree, "temperature", float),
         top_p=_number(file, tree, "top_p", float),
         # 0 switches it off there, `None` here.
         top_k=_number(file, tree, "top_k", int) or None,
+        min_p=_number(file, tree, "min_p", float),
+        typical_p=_number(file, tree, "typical_p", float),
+        repetition_penalty=repetition_penalty,
     )
 
 

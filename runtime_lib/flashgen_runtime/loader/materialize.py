@@ -5,18 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from flashgen_runtime.config import DeviceRequirements, DType
 from flashgen_runtime.errors import WeightsError
 from flashgen_runtime.loader.base import LoadedModel
-from flashgen_runtime.loader.checkpoint import first_line, read_headers, read_json
+from flashgen_runtime.loader.checkpoint import first_line, is_encoder, read_headers, read_json
 from flashgen_runtime.loader.device import check_device
 from flashgen_runtime.loader.quiet import quiet_transformers
 from flashgen_runtime.loader.safetensors_header import SafetensorsHeader
-
-# Model types that are loaded as encoders, without a head; all others continue text.
-ENCODER_TYPES = frozenset({"bert"})
 
 # What checkpoints of encoders carry beside the encoder: heads of their training.
 ENCODER_HEADS = ("pooler.", "bert.pooler.", "cls.")
@@ -36,8 +33,8 @@ def load_model(path: Path, *, dtype: DType, device: str) -> LoadedModel:
     """
     check_device(DeviceRequirements(gpus=0, gpu_memory_bytes=None, gpu_cuda_capability=None), device)
     headers = read_headers(path)
+    config = read_config(path)
     with quiet_transformers():
-        config = _read_config(path)
         module = _materialize(path, config, dtype=dtype, headers=headers)
     module = module.to(device).eval().requires_grad_(requires_grad=False)
     return LoadedModel(
@@ -50,31 +47,25 @@ def load_model(path: Path, *, dtype: DType, device: str) -> LoadedModel:
     )
 
 
-def is_encoder(config: Any) -> bool:
-    """Whether a checkpoint with this configuration is loaded as an encoder."""
-    return config.model_type in ENCODER_TYPES
-
-
-def _read_config(path: Path) -> Any:
+def read_config(path: Path) -> Any:
+    """A checkpoint's configuration as transformers reads it; raises `WeightsError`."""
     file = path / "config.json"
     tree = read_json(file)
     if "quantization_config" in tree:
         method = tree["quantization_config"].get("quant_method", "unknown")
         raise WeightsError(file, f"quantised checkpoints (here: `{method}`) are not supported yet")
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        with quiet_transformers():
+            return AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     # Configuration classes raise whatever their own checks raise.
     except Exception as error:
         raise WeightsError(file, f"transformers does not take it: {first_line(error)}") from error
-    if config.is_encoder_decoder:
-        raise WeightsError(file, f"models with encoder and decoder (here: `{config.model_type}`) are not supported yet")
-    return config
 
 
 def _materialize(path: Path, config: Any, *, dtype: DType, headers: list[SafetensorsHeader]) -> Any:
     """The model with all weights from the checkpoint, none invented and none left over."""
     # `Any`: the annotations do not know that `output_loading_info` makes it return two things.
-    auto_class: Any = AutoModel if is_encoder(config) else AutoModelForCausalLM
+    auto_class: Any = _auto_class(config)
     try:
         module, info = auto_class.from_pretrained(
             path,
@@ -85,13 +76,19 @@ def _materialize(path: Path, config: Any, *, dtype: DType, headers: list[Safeten
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # reported below by name
             output_loading_info=True,
-            **({"add_pooling_layer": False} if is_encoder(config) else {}),
+            **({"add_pooling_layer": False} if is_encoder(config.model_type) else {}),
         )
     # Model classes raise whatever their constructors raise for a configuration that makes no sense.
     except Exception as error:
         raise WeightsError(path / "config.json", f"the model cannot be built: {first_line(error)}") from error
-    _check_tensors(path, info, headers=headers, ignored=ENCODER_HEADS if is_encoder(config) else ())
+    _check_tensors(path, info, headers=headers, ignored=ENCODER_HEADS if is_encoder(config.model_type) else ())
     return module
+
+
+def _auto_class(config: Any) -> Any:
+    if is_encoder(config.model_type):
+        return AutoModel
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def _check_tensors(

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from flashgen_runtime.errors import WeightsError
 from flashgen_runtime.loader.checkpoint import first_line
 from flashgen_runtime.loader.quiet import quiet_transformers
+from flashgen_runtime.loader.token_bytes import TokenBytes
 
 
 class CheckpointTokenizer:
@@ -25,6 +26,7 @@ class CheckpointTokenizer:
     def __init__(self, tokenizer: Any, *, vocab_size: int) -> None:
         self.tokenizer = tokenizer
         self._vocab_size = vocab_size
+        self._token_bytes = TokenBytes(tokenizer)
 
         # The first call drops truncation and padding that the checkpoint's file may ask for: with several threads at
         # once, each would change what the others read.
@@ -49,6 +51,10 @@ class CheckpointTokenizer:
         # Cleaning up would change text that was handed out already.
         text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """A token's part of a text; `None` where the vocabulary does not tell."""
+        return self._token_bytes.of(token_id)
 
 
 def load_tokenizer(path: Path, *, vocab_size: int) -> CheckpointTokenizer:

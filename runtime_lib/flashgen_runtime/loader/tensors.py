@@ -1,0 +1,79 @@
+"""Reads a checkpoint's tensors one at a time, once they are known to be those that a model expects.
+
+So a model that packs its weights into a layout of its own never holds the checkpoint beside it. No transformers.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flashgen_runtime.errors import WeightsError
+from flashgen_runtime.loader.checkpoint import read_headers
+from flashgen_runtime.loader.safetensors_header import SafetensorsHeader, TensorEntry
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class CheckpointTensors:
+    """The tensors of a checkpoint by name. Headers are read and checked when it is made, values when asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `WeightsError` for a file that is missing or broken."""
+        self._path = path
+        self._headers = {name: header for header in read_headers(path) for name in header.tensors}
+
+    @property
+    def names(self) -> Collection[str]:
+        return self._headers.keys()
+
+    def expect(self, shapes: Mapping[str, tuple[int, ...]], *, ignored: Iterable[str] = ()) -> None:
+        """Raises `WeightsError` unless there are exactly these tensors, in float32, float16 or bfloat16.
+
+        Args:
+            shapes: of all tensors of the architecture, by name.
+            ignored: names that may be there as well.
+        """
+        if missing := sorted(shapes.keys() - self._headers.keys()):
+            raise WeightsError(self._path, f"lacks {name_tensors(missing)}")
+        for name, shape in sorted(shapes.items()):
+            header, entry = self._find(name)
+            if entry.shape != shape:
+                problem = f"tensor `{name}` has the shape {list(entry.shape)}, its configuration says {list(shape)}"
+                raise WeightsError(header.path, problem)
+            if entry.dtype not in DTYPES:
+                problem = f"tensor `{name}` has the dtype {entry.dtype}, expected one of {', '.join(DTYPES)}"
+                raise WeightsError(header.path, problem)
+        if unexpected := sorted(self._headers.keys() - shapes.keys() - set(ignored)):
+            problem = f"holds {name_tensors(unexpected)}, which the architecture does not have"
+            raise WeightsError(self._headers[unexpected[0]].path, problem)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """A tensor's dtype, one of those that `expect` allows."""
+        return DTYPES[self._find(name)[1].dtype]
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor in memory of its own; raises `WeightsError` if the file has changed since its header was read."""
+        header, entry = self._find(name)
+        tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+        target: Any = tensor.flatten().view(torch.uint8).numpy()
+        try:
+            with header.path.open("rb") as file:
+                file.seek(header.data_start + entry.start)
+                num_bytes = file.readinto(target)
+        except OSError as error:
+            raise WeightsError(header.path, f"cannot be read: {error.strerror or error}") from error
+        if num_bytes != len(target):
+            raise WeightsError(header.path, f"tensor `{name}` was truncated while it was read")
+        return tensor
+
+    def _find(self, name: str) -> tuple[SafetensorsHeader, TensorEntry]:
+        header = self._headers[name]
+        return header, header.tensors[name]
+
+
+def name_tensors(names: list[str]) -> str:
+    """The first three of them, as part of a message."""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"tensor{'s' if len(names) > 1 else ''} " + ", ".join(f"`{name}`" for name in names[:3]) + rest
