@@ -71,6 +71,7 @@ class ModelResolver:
             repository=UserText(model.uri) if path is None else None,
             revision=UserText(model.revision) if model.revision is not None else None,
             dtype=model.dtype or "auto",
+            quantization=model.quantization,
             device=model.device or ("cuda:0" if resources.gpus else "cpu"),
             max_context=model.max_context,
             chat_template=UserText(model.chat_template) if model.chat_template is not None else None,

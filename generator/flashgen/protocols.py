@@ -105,8 +105,17 @@ _SAMPLING = {
     "temperature": "float | null",
     "top_p": "float | null",
     "top_k": "int | null",
+    "min_p": "float | null",
+    "typical_p": "float | null",
+    "repetition_penalty": "float | null",
+    "presence_penalty": "float | null",
+    "frequency_penalty": "float | null",
+    "logit_bias": "dict[str, float] | null",
     "stop": "str | list[str] | null",
     "seed": "int | null",
+    "n": "int | null",
+    "num_beams": "int | null",
+    "length_penalty": "float | null",
     "stream": "bool | null",
 }
 _CHOICES = {"id": "str", "object": "str", "created": "int", "model": "str", "choices": "list[dict]", "usage": "dict"}
@@ -120,6 +129,8 @@ PROTOCOLS: dict[str, Protocol] = {
                 "messages": "list[dict] | str",
                 **_SAMPLING,
                 "max_completion_tokens": "int | null",
+                "logprobs": "bool | null",
+                "top_logprobs": "int | null",
                 "stream_options": "dict | null",
             },
             required="messages",
@@ -133,6 +144,7 @@ PROTOCOLS: dict[str, Protocol] = {
             outputs={
                 "prompt": "str",
                 "response": "str",
+                "responses": "list[str]",
                 "model": "str",
                 "finish_reason": "literal[stop, length]",
                 "usage": "dict",
@@ -143,6 +155,7 @@ PROTOCOLS: dict[str, Protocol] = {
             inputs={
                 "prompt": "str | list[str] | list[int] | list[list[int]]",
                 **_SAMPLING,
+                "logprobs": "int | null",
                 "stream_options": "dict | null",
             },
             required="prompt",

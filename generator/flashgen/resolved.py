@@ -44,6 +44,9 @@ class ResolvedModel(NamedTuple):
 
     # "auto" keeps the checkpoint's own.
     dtype: str
+
+    # "int8" or "int4"; `None` leaves the weights in `dtype`.
+    quantization: str | None
     device: str
     max_context: int | None
     chat_template: UserText | None
@@ -51,6 +54,19 @@ class ResolvedModel(NamedTuple):
     # Where the chat template comes from as far as the compiler can see: "spec", "checkpoint", "none", "unknown" (hub).
     chat_template_source: str
     generation_params: dict[str, Value]
+
+
+class EngineSettings(NamedTuple):
+    """How one worker runs its models, sizes aside."""
+
+    # "continuous", "static"
+    batching_mode: str
+    max_wait_seconds: float
+
+    # "auto" is the model's dtype.
+    kv_cache_dtype: str
+    prefix_caching: bool
+    deterministic: bool
 
 
 class ResolvedServer(NamedTuple):
@@ -63,7 +79,8 @@ class ResolvedServer(NamedTuple):
     package: str
     models: tuple[ResolvedModel, ...]
     resources: ResolvedResources
-    engine: EngineSizes
+    engine: EngineSettings
+    sizes: EngineSizes
 
     # CPU threads for tensor operations.
     threads: int

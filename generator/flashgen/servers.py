@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from flashgen import naming, sizing
 from flashgen.models import ModelResolver
 from flashgen.protocols import TEXT_GENERATION, Protocol
-from flashgen.resolved import ResolvedServer
+from flashgen.resolved import EngineSettings, ResolvedServer
 from flashgen.sizing import ResolvedResources
-from flashgen.spec import ModelSpec, ProjectSpec, ResourcesSpec, ServerSpec
+from flashgen.spec import EngineSpec, ModelSpec, ProjectSpec, ResourcesSpec, ServerSpec
 from flashgen.user_text import UserText
 
 _FIRST_RPC_PORT = 6500
@@ -64,7 +64,15 @@ def _resolve_server(
         package=naming.python_name(name),
         models=resolved_models,
         resources=resources,
-        engine=sizing.engine_sizes(resources, keeps_kv_cache=keeps_kv_cache),
+        engine=_engine(server.engine),
+        sizes=sizing.engine_sizes(
+            resources,
+            keeps_kv_cache=keeps_kv_cache,
+            max_num_seqs=server.engine.max_requests,
+            max_num_batched_tokens=server.engine.max_tokens,
+            block_size=server.engine.block_size,
+            kv_cache_bytes=server.engine.kv_cache_bytes,
+        ),
         threads=threads,
         threads_reason=threads_reason,
         rpc_port=rpc_port,
@@ -74,6 +82,16 @@ def _resolve_server(
         startup_seconds=startup_seconds,
         startup_reason=startup_reason,
         shutdown=sizing.shutdown(),
+    )
+
+
+def _engine(declared: EngineSpec) -> EngineSettings:
+    return EngineSettings(
+        batching_mode=declared.batching_mode or "continuous",
+        max_wait_seconds=declared.max_wait_seconds or 0.0,
+        kv_cache_dtype=declared.kv_cache_dtype or "auto",
+        prefix_caching=declared.prefix_caching if declared.prefix_caching is not None else True,
+        deterministic=bool(declared.deterministic),
     )
 
 

@@ -16,9 +16,11 @@ ASSUMED_GPU_MEMORY_BYTES = 16 * 10**9
 
 BLOCK_SIZE = 32
 
-# Requests that decode together, and tokens of one forward pass: a CPU is busy with few, a card wants many.
-_MAX_NUM_SEQS = {"cpu": 16, "cuda": 64}
-_MAX_NUM_BATCHED_TOKENS = {"cpu": 512, "cuda": 2048}
+# Requests that decode together: each shares the reading of the weights with all others.
+MAX_NUM_SEQS = 64
+
+# Tokens of one forward pass: a card is busy only with many.
+MAX_NUM_BATCHED_TOKENS = {"cpu": 512, "cuda": 2048}
 
 # Assumed speed at which weights arrive, in bytes per second.
 _HUB_BANDWIDTH = 50 * 10**6
@@ -70,25 +72,28 @@ class Shutdown(NamedTuple):
     termination_grace_reason: str
 
 
-def engine_sizes(resources: ResolvedResources, *, keeps_kv_cache: bool) -> EngineSizes:
-    """Limits of a worker's batches and of its KV cache."""
-    device = "cuda" if resources.gpus else "cpu"
-    kv_cache_bytes, kv_cache_reason = _kv_cache(resources) if keeps_kv_cache else (0, "its models keep no KV cache")
+def engine_sizes(
+    resources: ResolvedResources,
+    *,
+    keeps_kv_cache: bool,
+    max_num_seqs: int | None = None,
+    max_num_batched_tokens: int | None = None,
+    block_size: int | None = None,
+    kv_cache_bytes: int | None = None,
+) -> EngineSizes:
+    """Limits of a worker's batches and of its KV cache: as the spec says, else from the resources."""
+    requests = _max_num_seqs(max_num_seqs, max_num_batched_tokens)
+    tokens = _max_num_batched_tokens(resources, max_num_seqs, max_num_batched_tokens)
+    kv_cache = _kv_cache(resources, kv_cache_bytes) if keeps_kv_cache else (0, "its models keep no KV cache")
     return EngineSizes(
-        max_num_seqs=_MAX_NUM_SEQS[device],
-        max_num_seqs_reason=_by_device(
-            device, cpu="a CPU gains little from more at once", cuda="enough to keep a card busy while it decodes"
-        ),
-        max_num_batched_tokens=_MAX_NUM_BATCHED_TOKENS[device],
-        max_num_batched_tokens_reason=_by_device(
-            device,
-            cpu="a longer prompt is read in parts, so that others' tokens keep coming",
-            cuda="saturates a card; a longer prompt is read in parts",
-        ),
-        block_size=BLOCK_SIZE,
+        max_num_seqs=requests[0],
+        max_num_seqs_reason=requests[1],
+        max_num_batched_tokens=tokens[0],
+        max_num_batched_tokens_reason=tokens[1],
+        block_size=block_size or BLOCK_SIZE,
         block_size_reason="tokens per block of the KV cache",
-        kv_cache_bytes=kv_cache_bytes,
-        kv_cache_reason=kv_cache_reason,
+        kv_cache_bytes=kv_cache[0],
+        kv_cache_reason=kv_cache[1],
     )
 
 
@@ -100,7 +105,7 @@ def threads(cpus: float) -> tuple[int, str]:
 
 def startup_budget(resources: ResolvedResources, *, from_hub: bool) -> tuple[int, str]:
     """Seconds that a worker may take until it is ready, and why."""
-    bound, name = _weight_bound(resources)
+    bound, name = weight_bound(resources)
     bandwidth = _HUB_BANDWIDTH if from_hub else _DISK_BANDWIDTH
     seconds = _START_ALLOWANCE_SECONDS + 2 * ceil(bound / bandwidth)
     source = "download" if from_hub else "read"
@@ -126,21 +131,47 @@ def shutdown() -> Shutdown:
     )
 
 
-def _kv_cache(resources: ResolvedResources) -> tuple[int, str]:
-    bound, name = _weight_bound(resources)
+def weight_bound(resources: ResolvedResources) -> tuple[int, str]:
+    """The memory that weights and KV cache share, and what it is called."""
+    if resources.gpus:
+        return resources.gpu_memory_bytes or ASSUMED_GPU_MEMORY_BYTES, "GPU memory"
+    return resources.memory_bytes, "memory"
+
+
+def _max_num_seqs(declared: int | None, max_num_batched_tokens: int | None) -> tuple[int, str]:
+    if declared is not None:
+        return declared, "as `engine.batching.max_requests` says"
+    if max_num_batched_tokens is not None and max_num_batched_tokens < MAX_NUM_SEQS:
+        return max_num_batched_tokens, "each needs one of the tokens of a forward pass"
+    return MAX_NUM_SEQS, "more at once share the reading of the weights, and wait longer for each other"
+
+
+def _max_num_batched_tokens(
+    resources: ResolvedResources, max_num_seqs: int | None, declared: int | None
+) -> tuple[int, str]:
+    if declared is not None:
+        return declared, "as `engine.batching.max_tokens` says"
+    device = "cuda" if resources.gpus else "cpu"
+    if max_num_seqs is not None and max_num_seqs > MAX_NUM_BATCHED_TOKENS[device]:
+        return max_num_seqs, "one for each request that decodes"
+    reason = _by_device(
+        device,
+        cpu="a longer prompt is read in parts, so that others' tokens keep coming",
+        cuda="saturates a card; a longer prompt is read in parts",
+    )
+    return MAX_NUM_BATCHED_TOKENS[device], reason
+
+
+def _kv_cache(resources: ResolvedResources, declared: int | None) -> tuple[int, str]:
+    if declared is not None:
+        return declared, "as `engine.kv_cache.memory` says"
+    bound, name = weight_bound(resources)
     assumed = " assumed" if resources.gpus and resources.gpu_memory_bytes is None else ""
     reason = (
         f"a quarter of the {human_bytes(bound)}{assumed} of {name}; "
         "until weights are measured sizes come from the declared resources"
     )
     return bound // 4, reason
-
-
-def _weight_bound(resources: ResolvedResources) -> tuple[int, str]:
-    """The memory that weights and KV cache share, and what it is called."""
-    if resources.gpus:
-        return resources.gpu_memory_bytes or ASSUMED_GPU_MEMORY_BYTES, "GPU memory"
-    return resources.memory_bytes, "memory"
 
 
 def _by_device(device: str, *, cpu: str, cuda: str) -> str:

@@ -62,6 +62,7 @@ class ModelSpec(NamedTuple):
     name: str | None = None
     aliases: tuple[str, ...] = ()
     dtype: str | None = None
+    quantization: str | None = None
     device: str | None = None
     max_context: int | None = None
     chat_template: str | None = None
@@ -95,11 +96,26 @@ class ContainerSpec(NamedTuple):
     secrets: tuple[str, ...] = ()
 
 
+class EngineSpec(NamedTuple):
+    """How one worker runs its models."""
+
+    batching_mode: str | None = None
+    max_requests: int | None = None
+    max_tokens: int | None = None
+    max_wait_seconds: float | None = None
+    kv_cache_dtype: str | None = None
+    block_size: int | None = None
+    prefix_caching: bool | None = None
+    kv_cache_bytes: int | None = None
+    deterministic: bool | None = None
+
+
 class ServerSpec(NamedTuple):
     """A pool of workers."""
 
     models: tuple[ModelSpec | ModelReference, ...]
     resources: ResourcesSpec
+    engine: EngineSpec
     container: ContainerSpec
     place: Place
 

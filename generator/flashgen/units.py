@@ -1,4 +1,4 @@
-"""Quantities as users write them: bytes (`16GB`, `16GiB`) and CUDA compute capabilities (`9.0`).
+"""Quantities as users write them: bytes (`16GB`, `16GiB`), durations (`5ms`), CUDA compute capabilities (`9.0`).
 
 GB is 10^9 and GiB is 2^30, as in Kubernetes: read as binary, `24GB` would refuse the 24 GB cards themselves.
 All functions raise `ValueError` with a message for users: lower case, no full stop.
@@ -15,6 +15,8 @@ for _power, _prefix in enumerate(_PREFIXES, start=1):
 _BY_LOWER_CASE = {unit.lower(): unit for unit in _FACTORS if len(unit) != 1}
 
 _BYTES = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(ms|s|m)?")
+_SECONDS = {"ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60)}
 _CAPABILITY = re.compile(r"([1-9][0-9]?)\.([0-9])")
 
 # No process runs in less, so a smaller number is a forgotten unit.
@@ -44,6 +46,14 @@ def format_bytes(size: int) -> str:
         if len(unit) >= 2 and unit != "kB" and unit.endswith("B") and size and size % factor == 0:
             candidates.append(f"{size // factor}{unit}")
     return min(candidates, key=lambda text: (len(text.rstrip("BiKMGTP")), len(text)))
+
+
+def parse_duration(value: str | float) -> float:
+    """`500ms`, `30s`, `5m` or a number of seconds, in seconds."""
+    match = _DURATION.fullmatch(str(value))
+    if match is None:
+        raise ValueError(f"expected a duration such as `500ms` or `30s`, found `{value}`")
+    return float(Fraction(match[1]) * _SECONDS[match[2] or "s"])
 
 
 def parse_cuda_capability(value: str | float) -> tuple[int, int]:

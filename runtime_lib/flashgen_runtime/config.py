@@ -22,6 +22,7 @@ Protocol = Literal[
 ]
 Task = Literal["text-generation", "feature-extraction"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["int8", "int4"]
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,6 +54,9 @@ class ModelConfig(_Section, frozen=True):
     # "auto" keeps the checkpoint's own.
     dtype: DType
 
+    # Format that the weights of linear layers are brought to; `None` leaves them in `dtype`.
+    quantization: Quantization | None
+
     # "cpu", "cuda" or "cuda:N".
     device: str
 
@@ -63,7 +67,10 @@ class ModelConfig(_Section, frozen=True):
 
 
 class EngineConfig(_Section, frozen=True):
-    """Limits of one worker's batches and memory."""
+    """How one worker batches, and the limits of its batches and memory."""
+
+    # "static": a batch runs to its end before the next one starts.
+    batching_mode: Literal["continuous", "static"]
 
     # Requests that decode together.
     max_num_seqs: int
@@ -71,9 +78,21 @@ class EngineConfig(_Section, frozen=True):
     # Tokens of one forward pass, prefill and decode together.
     max_num_batched_tokens: int
 
+    # How long a batch of embeddings that is not full waits for company.
+    max_wait_seconds: float
+
+    # "auto": the model's dtype.
+    kv_cache_dtype: Literal["auto", "int8"]
+
     # Tokens of one block of the KV cache.
     block_size: int
     kv_cache_bytes: int
+
+    # Whether requests share the blocks of equal beginnings.
+    prefix_caching: bool
+
+    # Whether a model whose results depend on its company in a batch is refused.
+    deterministic: bool
 
 
 class DeviceRequirements(_Section, frozen=True):

@@ -26,8 +26,23 @@ class GenerationParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+
+    # Added to the logits of tokens; the keys are token ids as text, since JSON knows no others.
+    logit_bias: dict[str, float] | None = None
     stop: tuple[str, ...] | None = None
     seed: int | None = None
+
+    # Choices of one request.
+    n: int | None = None
+
+    # More than one: beam search.
+    num_beams: int | None = None
+    length_penalty: float | None = None
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=True):
@@ -54,6 +69,9 @@ class GenerateRequest(Message, frozen=True):
     prompt: str | list[int] | None = None
     messages: list[dict[str, Any]] | None = None
     params: GenerationParams = GenerationParams()
+
+    # How many alternatives of each token to report beside its own log probability; `None`: report nothing.
+    logprobs: int | None = None
 
 
 class EmbedRequest(Message, frozen=True):
@@ -87,6 +105,17 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     # Who supplied the chat template; with "none" the contents of a conversation are joined by newlines.
     chat_template: Literal["spec", "checkpoint", "none"] = "none"
 
+    # "int8" or "int4"; empty: the weights are in `dtype`.
+    quantization: str = ""
+
+    # "native", "paged" or "plain" (see docs/concepts/batching.md), and why not a faster one.
+    path: str = ""
+    path_reason: str = ""
+    kv_cache_dtype: str = ""
+
+    # The kernels' instruction set, or "torch".
+    kernels: str = ""
+
 
 class WorkerStatus(Message, frozen=True):
     """Sent in answer to `Hello` and whenever the state changes."""
@@ -100,8 +129,22 @@ class WorkerStatus(Message, frozen=True):
     detail: str = ""
 
 
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """A token that was chosen, its log probability by the model's own logits, and the likeliest tokens in its place."""
+
+    token: str
+    token_id: int
+    logprob: float
+
+    # Text, id and log probability, likeliest first.
+    top: list[tuple[str, int, float]] = []
+
+    # Of a token that is no whole character; `None` where `token` says it all.
+    token_bytes: bytes | None = None
+
+
 class TextDelta(Message, frozen=True):
-    """New text of one request; the last one carries the finish reason."""
+    """New text of one choice of a request; the last one of a choice carries the finish reason."""
 
     request_id: str
     text: str = ""
@@ -111,6 +154,13 @@ class TextDelta(Message, frozen=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+
+    # Which of the request's choices this is, and how many are still open after it.
+    index: int = 0
+    open_choices: int = 0
+
+    # Of the new tokens, when the request asked; their text may come with a later delta.
+    logprobs: list[TokenLogprob] = []
 
 
 class Embeddings(Message, frozen=True):
@@ -155,4 +205,4 @@ FromWorker = WorkerStatus | StepOutputs | RepliesLost
 
 def is_final(reply: Reply) -> bool:
     """Whether nothing follows this reply for its request."""
-    return not isinstance(reply, TextDelta) or reply.finish_reason is not None
+    return not isinstance(reply, TextDelta) or (reply.finish_reason is not None and reply.open_choices == 0)

@@ -25,6 +25,12 @@ requests_running = Gauge("flashgen_requests_running", "Requests that are part of
 requests_waiting = Gauge("flashgen_requests_waiting", "Requests that wait for room in the batch.", ["model"])
 kv_blocks_used = Gauge("flashgen_kv_blocks_used", "Blocks of the KV cache that requests hold.", ["model"])
 kv_blocks_total = Gauge("flashgen_kv_blocks_total", "Blocks of the KV cache.", ["model"])
+prefix_cache_queries_total = Counter(
+    "flashgen_prefix_cache_queries_total", "Prompt tokens that were looked up in the prefix cache.", ["model"]
+)
+prefix_cache_hits_total = Counter(
+    "flashgen_prefix_cache_hits_total", "Prompt tokens that were found in the prefix cache.", ["model"]
+)
 prompt_tokens_total = Counter("flashgen_prompt_tokens_total", "Prompt tokens of requests that finished.", ["model"])
 generation_tokens_total = Counter("flashgen_generation_tokens_total", "Tokens generated.", ["model"])
 steps_total = Counter("flashgen_steps_total", "Engine steps.", ["model"])

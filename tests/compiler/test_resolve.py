@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from flashgen.errors import SpecError
-from flashgen.resolved import ResolvedModel, ResolvedServer
+from flashgen.resolved import EngineSettings, ResolvedModel, ResolvedServer
 from flashgen.user_text import UserText, plain_text
 from tests.compiler.projects import CHAT_SPEC, WHEEL, resolved, write_checkpoint
 
@@ -258,7 +258,7 @@ def test_the_apis_decide_the_task_of_a_model_without_type(tmp_path: Path) -> Non
     server = only_server(tmp_path, spec)
 
     assert server.models[0].task == "feature-extraction"
-    assert server.engine.kv_cache_bytes == 0
+    assert server.sizes.kv_cache_bytes == 0
 
 
 def test_a_card_is_the_device_where_there_is_one(tmp_path: Path) -> None:
@@ -305,3 +305,46 @@ def test_an_api_is_never_called_like_something_else_in_its_module(tmp_path: Path
     (api,) = resolved(tmp_path, spec).apis
 
     assert api.name == name
+
+
+ENGINE = """\
+    engine:
+      batching: {mode: static, max_requests: 8, max_tokens: 256}
+      kv_cache: {dtype: int8, block_size: 64, prefix_caching: false, memory: 1GiB}
+      deterministic: true
+"""
+
+
+def test_an_engine_gets_its_defaults(tmp_path: Path) -> None:
+    """Requests join and leave between steps, equal beginnings are shared, and nothing waits."""
+    server = only_server(tmp_path, CHAT_SPEC)
+
+    assert server.engine == EngineSettings("continuous", 0.0, "auto", prefix_caching=True, deterministic=False)
+    assert server.models[0].quantization is None
+
+
+def test_an_engine_is_as_the_spec_says(tmp_path: Path) -> None:
+    """Every key has its place; durations are seconds, sizes bytes."""
+    server = only_server(tmp_path, CHAT_SPEC + ENGINE)
+    embedder = "apis: [{path: /v1/embeddings}]\nservers: [{model: o/e, engine: {batching: {max_wait: 5ms}}}]\n"
+
+    assert server.engine == EngineSettings("static", 0.0, "int8", prefix_caching=False, deterministic=True)
+    assert (server.sizes.max_num_seqs, server.sizes.max_num_batched_tokens) == (8, 256)
+    assert (server.sizes.block_size, server.sizes.kv_cache_bytes) == (64, 2**30)
+    assert only_server(tmp_path, embedder).engine.max_wait_seconds == 0.005
+
+
+def test_a_model_has_its_quantization_and_parameters(tmp_path: Path) -> None:
+    """Numbers that may have fractions are floats, whatever the spec writes; ids of tokens stay texts."""
+    params = '{min_p: 0, n: 2, num_beams: 1, length_penalty: 1, logit_bias: {"198": -100}}'
+
+    model = only_model(tmp_path, f"{{uri: o/m, quantization: int4, generation_params: {params}}}")
+
+    assert model.quantization == "int4"
+    assert model.generation_params == {
+        "min_p": 0.0,
+        "n": 2,
+        "num_beams": 1,
+        "length_penalty": 1.0,
+        "logit_bias": {"198": -100.0},
+    }

@@ -31,12 +31,34 @@ def test_an_embedding_model_keeps_no_kv_cache() -> None:
     assert sizing.engine_sizes(CPU, keeps_kv_cache=False).kv_cache_bytes == 0
 
 
-@pytest.mark.parametrize(("resources", "seqs", "tokens"), [(CPU, 16, 512), (CARD, 64, 2048)])
-def test_a_card_takes_larger_batches(resources: ResolvedResources, seqs: int, tokens: int) -> None:
+@pytest.mark.parametrize(("resources", "tokens"), [(CPU, 512), (CARD, 2048)])
+def test_a_card_takes_larger_batches(resources: ResolvedResources, tokens: int) -> None:
     """Block size and limits are the engine's own words."""
     sizes = sizing.engine_sizes(resources, keeps_kv_cache=True)
 
-    assert (sizes.max_num_seqs, sizes.max_num_batched_tokens, sizes.block_size) == (seqs, tokens, 32)
+    assert (sizes.max_num_seqs, sizes.max_num_batched_tokens, sizes.block_size) == (64, tokens, 32)
+
+
+def test_what_the_spec_says_is_what_holds() -> None:
+    """Each size, with the key that says it as its reason."""
+    sizes = sizing.engine_sizes(
+        CPU, keeps_kv_cache=True, max_num_seqs=8, max_num_batched_tokens=96, block_size=64, kv_cache_bytes=GIB
+    )
+
+    assert (sizes.max_num_seqs, sizes.max_num_batched_tokens, sizes.block_size) == (8, 96, 64)
+    assert sizes.kv_cache_bytes == GIB
+    assert sizes.max_num_seqs_reason == "as `engine.batching.max_requests` says"
+    assert sizes.kv_cache_reason == "as `engine.kv_cache.memory` says"
+
+
+@pytest.mark.parametrize(("seqs", "tokens", "expected"), [(None, 8, (8, 8)), (1000, None, (1000, 1000))])
+def test_a_default_follows_the_size_that_the_spec_says(
+    seqs: int | None, tokens: int | None, expected: tuple[int, int]
+) -> None:
+    """Every request that decodes needs one token of a forward pass."""
+    sizes = sizing.engine_sizes(CPU, keeps_kv_cache=True, max_num_seqs=seqs, max_num_batched_tokens=tokens)
+
+    assert (sizes.max_num_seqs, sizes.max_num_batched_tokens) == expected
 
 
 @pytest.mark.parametrize(("cpus", "number"), [(0.5, 1), (1.0, 1), (2.0, 2), (2.5, 3)])

@@ -1,10 +1,16 @@
-"""`flashgen.units`: sizes and CUDA capabilities."""
+"""`flashgen.units`: sizes, durations and CUDA capabilities."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flashgen.units import format_bytes, format_cuda_capability, parse_bytes, parse_cuda_capability
+from flashgen.units import (
+    format_bytes,
+    format_cuda_capability,
+    parse_bytes,
+    parse_cuda_capability,
+    parse_duration,
+)
 
 
 @pytest.mark.parametrize(
@@ -78,3 +84,18 @@ def test_capabilities_that_are_none(written: str | float) -> None:
     """One digit after the point."""
     with pytest.raises(ValueError, match="CUDA compute capability"):
         parse_cuda_capability(written)
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"), [("5ms", 0.005), ("0.5s", 0.5), ("30 s", 30), ("2m", 120), ("3", 3), (3, 3), (0.25, 0.25)]
+)
+def test_durations_have_a_unit_or_are_seconds(written: str | float, seconds: float) -> None:
+    """As everywhere in a spec."""
+    assert parse_duration(written) == seconds
+
+
+@pytest.mark.parametrize("written", ["", "ms", "5 minutes", "-1s", "1h", -1])
+def test_what_is_no_duration_is_said(written: str | float) -> None:
+    """With an example of one."""
+    with pytest.raises(ValueError, match="expected a duration such as `500ms`"):
+        parse_duration(written)

@@ -6,10 +6,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from flashgen_runtime.config import ServiceConfig, load_config
-from flashgen_runtime.messages import GenerateRequest, ModelStatus, Reply, WorkerState, WorkerStatus, WorkRequest
+from flashgen_runtime.messages import (
+    GenerateRequest,
+    ModelStatus,
+    Reply,
+    WorkerState,
+    WorkerStatus,
+    WorkRequest,
+    is_final,
+)
 from flashgen_runtime.server import Service, create_app, generate, openai
 from flashgen_runtime.server.hooks import Generation, Hooks
 from flashgen_runtime.server.pool import WorkerPool
@@ -38,8 +46,11 @@ servers:
     threads: 1
     models:
       - {id: acme/chat-7b, aliases: [chat, default], task: text-generation, source: {kind: folder, folder: chat},
-         dtype: float32, device: cpu, max_context: 200, chat_template: null, generation_params: {}}
-    engine: {max_num_seqs: 4, max_num_batched_tokens: 256, block_size: 16, kv_cache_bytes: 1048576}
+         dtype: float32, quantization: null, device: cpu, max_context: 200, chat_template: null,
+         generation_params: {}}
+    engine: &engine
+      {batching_mode: continuous, max_num_seqs: 4, max_num_batched_tokens: 256, max_wait_seconds: 0,
+       kv_cache_dtype: auto, block_size: 16, kv_cache_bytes: 1048576, prefix_caching: true, deterministic: false}
     requirements: {gpus: 0, gpu_memory_bytes: null, gpu_cuda_capability: null}
   - name: embed
     rpc_port: 6501
@@ -47,8 +58,9 @@ servers:
     threads: 1
     models:
       - {id: mini, aliases: [], task: feature-extraction, source: {kind: folder, folder: mini},
-         dtype: float32, device: cpu, max_context: 200, chat_template: null, generation_params: {}}
-    engine: {max_num_seqs: 4, max_num_batched_tokens: 256, block_size: 16, kv_cache_bytes: 1048576}
+         dtype: float32, quantization: null, device: cpu, max_context: 200, chat_template: null,
+         generation_params: {}}
+    engine: *engine
     requirements: {gpus: 0, gpu_memory_bytes: null, gpu_cuda_capability: null}
 """
 
@@ -77,6 +89,12 @@ class NarrowChatRequest(openai.ChatCompletionRequest):
     temperature: float = 0.5
 
 
+class Responses(BaseModel):
+    """What a spec with declared outputs makes of the answer."""
+
+    responses: list[str]
+
+
 def config_file(folder: Path) -> Path:
     """The configuration as a file."""
     path = folder / "service.yaml"
@@ -101,6 +119,9 @@ def fake_application(folder: Path, hooks: Hooks | None = None, *, delay_seconds:
     return application(fake_service(config_file(folder), delay_seconds=delay_seconds), hooks)
 
 
+_STATUSES = (ModelStatus(id=CHAT_MODEL), ModelStatus(id=EMBED_MODEL, task="feature-extraction"))
+
+
 class ScriptedConnection:
     """A `WorkerConnection` whose worker is the test: it says the status, and gives the replies one by one."""
 
@@ -120,9 +141,8 @@ class ScriptedConnection:
     def status(self) -> WorkerStatus | None:
         return self._status
 
-    def say(self, state: WorkerState | None, detail: str = "") -> None:
+    def say(self, state: WorkerState | None, detail: str = "", *, models: tuple[ModelStatus, ...] = _STATUSES) -> None:
         """The worker's state from now on; `None` is a lost connection."""
-        models = (ModelStatus(id=CHAT_MODEL), ModelStatus(id=EMBED_MODEL, task="feature-extraction"))
         said = None if state is None else WorkerStatus(epoch="1", state=state, models=models, detail=detail)
         self._status = said
         for callback in self._callbacks:
@@ -141,7 +161,7 @@ class ScriptedConnection:
                 if isinstance(reply, Exception):
                     is_whole = True
                     raise reply
-                is_whole = getattr(reply, "finish_reason", "stop") is not None
+                is_whole = is_final(reply)
                 yield reply
         finally:
             if not is_whole:
@@ -186,6 +206,11 @@ def _routes(hooks: Hooks) -> APIRouter:
     async def generate_text(request: Request, body: generate.GenerateBody) -> Response:
         """Continues a text."""
         return await generate.generate(request, body, api="generate", hooks=hooks)
+
+    @router.post("/several", response_model=Responses, responses=openai.STREAM_RESPONSES)
+    async def several(request: Request, body: generate.GenerateBody) -> Response:
+        """Continues a text in several ways."""
+        return await generate.generate(request, body, api="generate", hooks=hooks, outputs=Responses)
 
     @router.get("/v1/models", response_model=openai.ModelList, responses=openai.RESPONSES)
     async def models(request: Request) -> Response:

@@ -193,12 +193,23 @@ def test_aliases_name_the_model(client: TestClient) -> None:
 
 def test_parameters_reach_the_worker_as_the_caller_wrote_them(client: TestClient, hooks: RecordingHooks) -> None:
     """What the caller does not say stays unsaid, so that the worker's own defaults hold."""
-    client.post(PATH, json={"messages": HELLO, "temperature": 0, "top_k": 5, "seed": -3, "stop": "x"})
+    fields = {
+        "min_p": 0.1,
+        "typical_p": 0.9,
+        "repetition_penalty": 1.5,
+        "presence_penalty": -1.0,
+        "frequency_penalty": 0.5,
+        "logit_bias": {"5": -100.0},
+        "n": 2,
+        "length_penalty": 0.0,
+    }
+    client.post(PATH, json={"messages": HELLO, "temperature": 0, "top_k": 5, "seed": -3, "stop": "x", **fields})
     said = hooks.requests[-1].params
     client.post(PATH, json={"messages": HELLO})
     unsaid = hooks.requests[-1].params
 
     assert (said.temperature, said.top_k, said.seed, said.stop, said.top_p) == (0, 5, -3, ("x",), None)
+    assert {name: getattr(said, name) for name in fields} == fields
     assert all(getattr(unsaid, name) is None for name in unsaid.__struct_fields__)
 
 

@@ -86,3 +86,15 @@ def test_generate_gives_just_the_declared_outputs() -> None:
     form = _GenerateForm(AnswerHead("gen-1", 0, "m"), prompt="p", outputs=tuple(Declared.model_fields))
 
     assert form.whole([Generation("text", "stop", 1, 2)]) == {"response": "text", "finish_reason": "stop"}
+
+
+def test_generate_gives_several_responses_where_they_are_declared(client: TestClient) -> None:
+    """`responses` has every choice; in a stream each piece says whose it is."""
+    body = {"prompt": "ab", "max_tokens": 2, "n": 2}
+
+    whole = client.post("/several", json=body).json()
+    pieces = events(client.post("/several", json={**body, "stream": True}).text)
+
+    assert whole == {"responses": ["ab", "ba"]}
+    texts = ["".join(piece["response"] for piece in pieces if piece["index"] == index) for index in range(2)]
+    assert texts == ["ab", "ba"]

@@ -5,6 +5,8 @@ from pathlib import Path
 from fastapi.testclient import TestClient
 from service_under_test import CHAT_MODEL, EMBED_MODEL, ScriptedConnection, application, scripted_service
 
+from flashgen_runtime.messages import ModelStatus
+
 
 def test_models_are_listed(client: TestClient) -> None:
     """The list has every model of the service in OpenAI's shape."""
@@ -30,6 +32,20 @@ def test_unknown_model_is_not_found(client: TestClient) -> None:
 
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "model_not_found"
+
+
+def test_a_model_says_how_it_runs(tmp_path: Path) -> None:
+    """Precision, path and kernels stand beside OpenAI's fields, null where there is nothing to say."""
+    connection = ScriptedConnection()
+    runs = {"quantization": "int8", "path": "plain", "path_reason": "no interface", "kv_cache_dtype": "bfloat16"}
+    connection.say("ready", models=(ModelStatus(id=CHAT_MODEL, dtype="bfloat16", **runs),))
+
+    with TestClient(application(scripted_service(tmp_path, connection))) as client:
+        chat, embed = client.get("/v1/models").json()["data"]
+
+    assert {name: chat[name] for name in runs} == runs
+    assert (chat["dtype"], chat["kernels"]) == ("bfloat16", None)
+    assert all(embed[name] is None for name in runs)
 
 
 def test_models_that_load_are_listed_as_not_ready(tmp_path: Path) -> None:

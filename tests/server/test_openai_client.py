@@ -71,6 +71,46 @@ def test_completions(client: OpenAI) -> None:
     assert streamed == "aba"
 
 
+def test_choices_with_log_probabilities(client: OpenAI) -> None:
+    """Several choices, each with what the client's types say of its tokens."""
+    answer = client.chat.completions.create(
+        model=CHAT_MODEL, messages=HELLO, max_tokens=3, n=2, logprobs=True, top_logprobs=2, presence_penalty=0.5
+    )
+
+    assert [choice.message.content for choice in answer.choices] == ["hel", "ell"]
+    logprobs = answer.choices[1].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert [token.token for token in logprobs.content] == ["e", "l", "l"]
+    assert [(top.token, top.logprob, top.bytes) for top in logprobs.content[0].top_logprobs] == [
+        ("e", -0.5, [101]),
+        ("l", -1.5, [108]),
+    ]
+
+
+def test_streamed_choices_with_log_probabilities(client: OpenAI) -> None:
+    """The client's own accumulation of interleaved chunks gives the choices of the whole answer."""
+    with client.chat.completions.stream(
+        model=CHAT_MODEL, messages=HELLO, stop="lo", n=2, logprobs=True, logit_bias={"104": -1}
+    ) as stream:
+        answer = stream.get_final_completion()
+
+    assert [choice.message.content for choice in answer.choices] == ["hel", "el"]
+    content = [choice.logprobs.content for choice in answer.choices if choice.logprobs is not None]
+    assert ["".join(token.token for token in tokens or []) for tokens in content] == ["hello", "ello"]
+
+
+def test_log_probabilities_of_completions(client: OpenAI) -> None:
+    """The older shape: parallel lists, offsets in characters."""
+    whole = client.completions.create(model=CHAT_MODEL, prompt="ab", max_tokens=3, logprobs=1, n=2)
+
+    logprobs = whole.choices[1].logprobs
+    assert logprobs is not None
+    assert (logprobs.tokens, logprobs.text_offset) == (["b", "a", "b"], [0, 1, 2])
+    assert logprobs.token_logprobs == [-0.5] * 3
+    assert logprobs.top_logprobs == [{"b": -0.5}, {"a": -0.5}, {"b": -0.5}]
+
+
 def test_embeddings_in_the_clients_default_form_and_as_numbers(client: OpenAI) -> None:
     """The client asks for base64 unless told otherwise; both give the same vectors."""
     default = client.embeddings.create(model=EMBED_MODEL, input=["ab", "c"])
@@ -101,7 +141,7 @@ def test_unknown_model_raises_not_found(client: OpenAI) -> None:
 def test_bad_field_raises_bad_request(client: OpenAI) -> None:
     """The client's class for 400 has the field's name."""
     with pytest.raises(openai.BadRequestError) as raised:
-        client.chat.completions.create(model=CHAT_MODEL, messages=HELLO, n=2)
+        client.chat.completions.create(model=CHAT_MODEL, messages=HELLO, n=0)
 
     assert raised.value.param == "n"
 

@@ -7,6 +7,7 @@ from flashgen.protocols import canonical_task
 from flashgen.spec import (
     ApiSpec,
     ContainerSpec,
+    EngineSpec,
     FieldSpec,
     ModelReference,
     ModelSpec,
@@ -16,7 +17,7 @@ from flashgen.spec import (
     ServerSpec,
 )
 from flashgen.types import parse_type
-from flashgen.units import parse_bytes, parse_cuda_capability
+from flashgen.units import parse_bytes, parse_cuda_capability, parse_duration
 from flashgen.validation.facts import Facts, ModelFacts, ServerFacts
 from flashgen.validation.nodes import Node
 from flashgen.validation.problems import Problems
@@ -101,6 +102,7 @@ class _Builder:
             name=node.get("name"),
             aliases=tuple(node.get("aliases") or ()),
             dtype=node.get("dtype"),
+            quantization=node.get("quantization"),
             device=node.get("device"),
             max_context=_integer(node.get("max_context")),
             chat_template=node.get("chat_template"),
@@ -116,6 +118,7 @@ class _Builder:
             name=node.get("name"),
             models=(ModelReference(slug=model.slug, place=place) if model.slug is not None else self.model(model),),
             resources=_resources(node.get("resources") or {}),
+            engine=_engine(node.get("engine") or {}),
             rpc_port=_integer(node.get("rpc_port")),
             container=_container(node.get("container") or {}),
             place=self.problems.value_place(node.path),
@@ -127,18 +130,23 @@ def _is_bare(uri: str) -> bool:
     return "/" not in uri and not uri.startswith("file:")
 
 
+_WHOLE_PARAMS = frozenset({"max_tokens", "max_new_tokens", "top_k", "seed", "n", "num_beams"})
+
+
 def _generation_params(params: dict[str, Any]) -> dict[str, Plain]:
     """By canonical name; `do_sample` becomes the temperature that it means."""
     canonical: dict[str, Plain] = {}
     for key, value in params.items():
         if key.startswith("x-") or key == "do_sample":
             continue
-        if key in ("temperature", "top_p"):
-            canonical[key] = float(value)
-        elif key == "stop":
+        if key == "stop":
             canonical[key] = [value] if isinstance(value, str) else list(value)
-        else:
+        elif key == "logit_bias":
+            canonical[key] = {token: float(bias) for token, bias in value.items()}
+        elif key in _WHOLE_PARAMS:
             canonical["max_tokens" if key == "max_new_tokens" else key] = int(value)
+        else:
+            canonical[key] = float(value)
     if "do_sample" in params:
         canonical.setdefault("temperature", 1.0 if params["do_sample"] else 0.0)
     return canonical
@@ -152,6 +160,22 @@ def _resources(resources: dict[str, Any]) -> ResourcesSpec:
         gpus=_integer(resources.get("gpus")),
         gpu_memory_bytes=_bytes(resources.get("gpu_memory")),
         gpu_cuda_capability=parse_cuda_capability(capability) if capability is not None else None,
+    )
+
+
+def _engine(engine: dict[str, Any]) -> EngineSpec:
+    batching, kv_cache = engine.get("batching") or {}, engine.get("kv_cache") or {}
+    max_wait = batching.get("max_wait")
+    return EngineSpec(
+        batching_mode=batching.get("mode"),
+        max_requests=_integer(batching.get("max_requests")),
+        max_tokens=_integer(batching.get("max_tokens")),
+        max_wait_seconds=parse_duration(max_wait) if max_wait is not None else None,
+        kv_cache_dtype=kv_cache.get("dtype"),
+        block_size=_integer(kv_cache.get("block_size")),
+        prefix_caching=kv_cache.get("prefix_caching"),
+        kv_cache_bytes=_bytes(kv_cache.get("memory")),
+        deterministic=engine.get("deterministic"),
     )
 
 

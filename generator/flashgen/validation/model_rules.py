@@ -102,6 +102,11 @@ def _check_params(params: Node, problems: Problems) -> None:
         message = "`max_new_tokens` is another name of `max_tokens`"
         other = (params.at("max_tokens"), "set here")
         problems.at_value(params.at("max_new_tokens"), "FG206", message, other=other, hint="keep one of them")
+    n, num_beams = params.get("n"), params.get("num_beams")
+    if n is not None and num_beams is not None and n > num_beams > 1:
+        message = f"{n} choices cannot come from {num_beams} beams"
+        other = (params.at("num_beams"), "set here")
+        problems.at_value(params.at("n"), "FG206", message, other=other, hint="`n` is at most `num_beams`")
     temperature, do_sample = params.get("temperature"), params.get("do_sample")
     if do_sample is None or temperature is None:
         return
@@ -126,3 +131,7 @@ def _check_embedding_settings(node: Node, problems: Problems) -> None:
     for key in ("chat_template", "generation_params"):
         if key in node.data:
             problems.at_key(node.at(key), "FG206", f"`{key}` changes nothing: the model makes embeddings, no text")
+    if "quantization" in node.data:
+        problems.at_key(
+            node.at("quantization"), "FG108", "`quantization` of a model for embeddings is not supported yet"
+        )

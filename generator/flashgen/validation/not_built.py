@@ -13,13 +13,10 @@ KEYS: dict[str, frozenset[str]] = {
     "spec": _words("trainers"),
     "api": _words("prompt system route steps mode timeout retries circuit_breaker max_queue auth rate_limit"),
     "model": _words(
-        "device_map quantization load_params tokenizer adapters speculative trust_remote_code token parameter_count"
-        " eval prefetch"
+        "device_map load_params tokenizer adapters speculative trust_remote_code token parameter_count eval prefetch"
     ),
-    "generation_params": _words(
-        "min_p typical_p repetition_penalty presence_penalty frequency_penalty logit_bias n num_beams length_penalty"
-    ),
-    "server": _words("models handler external scaling engine weights swap timeout"),
+    "server": _words("models handler external scaling weights swap timeout"),
+    "engine": _words("backend parallel attention compile offload gpu_memory_utilization optimize log_level"),
     "resources": _words("gpu_type cuda accelerator instance storage"),
     "container": _words("image dockerfile python packages system_packages exclude_packages run volumes"),
     "deploy": _words(
@@ -39,6 +36,7 @@ VALUES: dict[str, frozenset[str]] = {
         "text-classification token-classification text-ranking rerank automatic-speech-recognition"
         " image-classification object-detection image-to-image text-to-image"
     ),
+    "quantization": _words("fp8"),
     "targets": _words("local"),
     "in": _words("query path header form"),
 }

@@ -3,6 +3,7 @@
 from flashgen.diagnostics import quote
 from flashgen.document import NodePath
 from flashgen.units import parse_bytes, parse_cuda_capability
+from flashgen.validation.engine_rules import check_engine
 from flashgen.validation.facts import Facts, ServerFacts
 from flashgen.validation.nodes import Node
 from flashgen.validation.problems import Problems
@@ -24,6 +25,7 @@ def check_servers(facts: Facts, problems: Problems) -> None:
             _check_quantities(resources, problems)
             _check_cards(resources, problems)
         _check_device(server, resources, problems)
+        check_engine(server, resources, problems)
         container = server.node.node("container", problems)
         if container is not None:
             _check_environment(container, problems)

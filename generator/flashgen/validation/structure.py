@@ -261,11 +261,16 @@ def _found(value: Any) -> str:
 _HOMES = {
     **dict.fromkeys(("cpus", "memory", "gpus", "gpu_memory", "gpu_cuda_capability"), "`resources`"),
     **dict.fromkeys(("uri", "dtype", "device", "max_context", "chat_template", "generation_params"), "`model`"),
-    **dict.fromkeys(("revision", "aliases", "type"), "`model`"),
+    **dict.fromkeys(("revision", "aliases", "type", "quantization"), "`model`"),
     **dict.fromkeys(("temperature", "top_p", "top_k", "max_tokens", "stop", "seed"), "`generation_params`"),
+    **dict.fromkeys(("min_p", "typical_p", "n", "num_beams", "length_penalty", "logit_bias"), "`generation_params`"),
+    **dict.fromkeys(("repetition_penalty", "presence_penalty", "frequency_penalty"), "`generation_params`"),
+    **dict.fromkeys(("batching", "kv_cache", "deterministic"), "`engine`"),
+    **dict.fromkeys(("max_requests", "max_wait"), "`batching`"),
+    **dict.fromkeys(("block_size", "prefix_caching"), "`kv_cache`"),
     **dict.fromkeys(("env", "secrets"), "`container`"),
     **dict.fromkeys(("inputs", "outputs", "path", "method", "protocol"), "an entry of `apis`"),
-    **dict.fromkeys(("resources", "rpc_port", "container"), "an entry of `servers`"),
+    **dict.fromkeys(("resources", "engine", "rpc_port", "container"), "an entry of `servers`"),
     "targets": "`deploy`",
     "in": "a field",
 }

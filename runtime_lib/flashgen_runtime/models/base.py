@@ -16,6 +16,10 @@ class ServedModel(Protocol):
     def has_work(self) -> bool:
         """Whether `step` would do anything."""
 
+    @property
+    def seconds_until_work(self) -> float | None:
+        """While it has no work: after what time it has some even if nothing is added; `None` for never."""
+
     def prepare(self, request: WorkRequest) -> Any:
         """Encodes a request: the part that may run beside `step`, in another thread.
 

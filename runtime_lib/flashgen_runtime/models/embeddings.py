@@ -1,6 +1,7 @@
 """Embeddings behind the interface of a served model: texts of all waiting requests share forward passes. No torch."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from flashgen_runtime.errors import RequestError
@@ -35,8 +36,9 @@ class PreparedEmbedding(NamedTuple):
 class _OpenRequest:
     """A request whose vectors are collected."""
 
-    def __init__(self, prepared: PreparedEmbedding) -> None:
+    def __init__(self, prepared: PreparedEmbedding, *, arrived: float) -> None:
         self.request_id = prepared.request_id
+        self.arrived = arrived
         self.num_tokens = sum(len(ids) for ids in prepared.inputs)
         self.vectors = [b""] * len(prepared.inputs)
         self.num_missing = len(prepared.inputs)
@@ -60,6 +62,8 @@ class EmbeddingsModel:
         encoder: runs the model.
         tokenizer: encodes texts; `prepare` calls it from another thread than the engine's.
         max_num_batched_tokens: tokens of one forward pass; a single text that has more runs alone.
+        max_wait_seconds: how long a text waits for others to fill its forward pass.
+        clock: gives seconds; for tests.
     """
 
     def __init__(
@@ -69,14 +73,19 @@ class EmbeddingsModel:
         encoder: TextEncoder,
         tokenizer: TruncatingTokenizer,
         max_num_batched_tokens: int,
+        max_wait_seconds: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._status = status
         self._encoder = encoder
         self._tokenizer = tokenizer
         self._max_num_batched_tokens = max_num_batched_tokens
+        self._max_wait_seconds = max_wait_seconds
+        self._clock = clock
 
         # In order of arrival.
         self._waiting: list[_Text] = []
+        self._num_waiting_tokens = 0
 
     @property
     def status(self) -> ModelStatus:
@@ -84,7 +93,16 @@ class EmbeddingsModel:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._waiting)
+        return self.seconds_until_work == 0
+
+    @property
+    def seconds_until_work(self) -> float | None:
+        if not self._waiting:
+            return None
+        if self._num_waiting_tokens >= self._max_num_batched_tokens:
+            return 0
+        oldest = self._waiting[0].request
+        return max(0, oldest.arrived + self._max_wait_seconds - self._clock())
 
     def prepare(self, request: WorkRequest) -> PreparedEmbedding:
         if not isinstance(request, EmbedRequest):
@@ -96,14 +114,15 @@ class EmbeddingsModel:
         return PreparedEmbedding(request.request_id, inputs)
 
     def add(self, prepared: PreparedEmbedding) -> None:
-        request = _OpenRequest(prepared)
+        request = _OpenRequest(prepared, arrived=self._clock())
         self._waiting += [_Text(request, place, ids) for place, ids in enumerate(prepared.inputs)]
+        self._num_waiting_tokens += request.num_tokens
 
     def step(self) -> list[Reply]:
         """One forward pass; answers the requests whose last text was in it."""
-        texts = self._take_batch()
-        if not texts:
+        if not self.has_work:
             return []
+        texts = self._take_batch()
         vectors = self._encoder.encode([text.ids for text in texts])
         replies: list[Reply] = []
         for text, vector in zip(texts, vectors, strict=True):
@@ -114,7 +133,7 @@ class EmbeddingsModel:
         return replies
 
     def abort(self, request_id: str) -> None:
-        self._waiting = [text for text in self._waiting if text.request.request_id != request_id]
+        self._keep_waiting([text for text in self._waiting if text.request.request_id != request_id])
 
     def _encode(self, text: str | list[int]) -> list[int]:
         if isinstance(text, str):
@@ -124,6 +143,11 @@ class EmbeddingsModel:
             message = f"`input` holds a token id that is not between 0 and {vocab_size - 1}"
             raise RequestError(message, kind="invalid_request", param="input")
         return text[: self._status.max_context]
+
+    def _keep_waiting(self, texts: list[_Text]) -> None:
+        """Forgets all others."""
+        self._waiting = texts
+        self._num_waiting_tokens = sum(len(text.ids) for text in texts)
 
     def _take_batch(self) -> list[_Text]:
         """The oldest text, then all that fit beside it in order of arrival; given back ordered by length."""
@@ -136,7 +160,7 @@ class EmbeddingsModel:
                 room -= len(text.ids)
             else:
                 left.append(text)
-        self._waiting = left
+        self._keep_waiting(left)
         return sorted(taken, key=lambda text: len(text.ids))
 
 

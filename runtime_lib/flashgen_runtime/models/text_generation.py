@@ -5,13 +5,21 @@ template's part (`models.chat_template`).
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flashgen_runtime.engine.base import Engine, EngineOutput, EngineRequest, ReportsStats
-from flashgen_runtime.engine.sampling_params import SamplingParams, merge_params
-from flashgen_runtime.engine.tokenizer import Tokenizer
+from flashgen_runtime.engine.sampling_params import SamplingParams, check_vocab, merge_params
+from flashgen_runtime.engine.tokenizer import REPLACEMENT, Tokenizer
 from flashgen_runtime.errors import RequestError
-from flashgen_runtime.messages import GenerateRequest, GenerationParams, ModelStatus, Reply, TextDelta, WorkRequest
+from flashgen_runtime.messages import (
+    GenerateRequest,
+    GenerationParams,
+    ModelStatus,
+    Reply,
+    TextDelta,
+    TokenLogprob,
+    WorkRequest,
+)
 from flashgen_runtime.models.engine_gauges import EngineGauges
 
 Conversation = list[dict[str, Any]]
@@ -22,6 +30,14 @@ class ChatTemplate(Protocol):
 
     def render(self, messages: Conversation) -> str:
         """The text, special tokens written out; every `content` is a string. Raises `RequestError`."""
+
+
+@runtime_checkable
+class KnowsTokenBytes(Protocol):
+    """What a tokenizer may have besides."""
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """A token's part of a text; `None` where the vocabulary does not tell."""
 
 
 class EncodedPrompt(NamedTuple):
@@ -54,6 +70,7 @@ class TextGenerationModel:
         self._status = status
         self._engine = engine
         self._tokenizer = tokenizer
+        self._spelling = tokenizer if isinstance(tokenizer, KnowsTokenBytes) else None
         self._chat_template = chat_template
         self._sources = tuple(sources)
         self._reporting_engine = engine if isinstance(engine, ReportsStats) else None
@@ -68,12 +85,16 @@ class TextGenerationModel:
     def has_work(self) -> bool:
         return self._engine.has_work
 
+    @property
+    def seconds_until_work(self) -> float | None:
+        return None
+
     def prepare(self, request: WorkRequest) -> EngineRequest:
         if not isinstance(request, GenerateRequest):
             message = f"the model `{request.model}` generates text, it gives no embeddings"
             raise RequestError(message, kind="invalid_request", param="model")
         prompt = self._encode(request)
-        params = self._params(request.params, prompt=prompt)
+        params = self._params(request, prompt=prompt)
         return EngineRequest(request.request_id, prompt.ids, params)
 
     def add(self, prepared: EngineRequest) -> None:
@@ -82,11 +103,41 @@ class TextGenerationModel:
     def step(self) -> list[Reply]:
         outputs = self._engine.step()
         self._show_stats()
-        return [_reply(output) for output in outputs]
+        return [self._reply(output) for output in outputs]
 
     def abort(self, request_id: str) -> None:
         self._engine.abort(request_id)
         self._show_stats()
+
+    def _reply(self, output: EngineOutput) -> TextDelta:
+        return TextDelta(
+            request_id=output.request_id,
+            text=output.text,
+            finish_reason=output.finish_reason,
+            prompt_tokens=output.prompt_tokens,
+            completion_tokens=output.completion_tokens,
+            cached_tokens=output.cached_tokens,
+            index=output.index,
+            open_choices=output.open_choices,
+            logprobs=[self._spelled(token) for token in output.logprobs],
+        )
+
+    def _spelled(self, token: TokenLogprob) -> TokenLogprob:
+        """The same with what each token stands for in any text, which decoding it alone does not tell."""
+        if self._spelling is None:
+            return token
+        token_bytes = self._spelling.token_bytes(token.token_id)
+        text = _text_of_token(token_bytes, token.token)
+        return TokenLogprob(
+            text,
+            token.token_id,
+            token.logprob,
+            [
+                (_text_of_token(self._spelling.token_bytes(token_id), alone), token_id, logprob)
+                for alone, token_id, logprob in token.top
+            ],
+            token_bytes if REPLACEMENT in text else None,
+        )
 
     def _show_stats(self) -> None:
         if self._reporting_engine is not None:
@@ -123,8 +174,9 @@ class TextGenerationModel:
             message = f"`{prompt.param}` holds the token id {unknown}; the model's go from 0 to {vocab_size - 1}"
             raise RequestError(message, kind="invalid_request", param=prompt.param)
 
-    def _params(self, requested: GenerationParams, *, prompt: EncodedPrompt) -> SamplingParams:
+    def _params(self, request: GenerateRequest, *, prompt: EncodedPrompt) -> SamplingParams:
         """Complete parameters; a default of `max_tokens` gives way to the prompt, the caller's own wish does not."""
+        requested = request.params
         max_context = self._engine.max_context
         room = max_context - len(prompt.ids)
         if room < 1:
@@ -140,7 +192,9 @@ class TextGenerationModel:
             )
             raise RequestError(message, kind="context_length", param=prompt.param)
         defaults = (_capped(source, room=room) for source in self._sources)
-        return merge_params(*defaults, requested, room=room)
+        params = merge_params(*defaults, requested, room=room, logprobs=request.logprobs)
+        check_vocab(params, self._tokenizer.vocab_size)
+        return params
 
 
 def _capped(source: GenerationParams, *, room: int) -> GenerationParams:
@@ -176,12 +230,6 @@ def _bad_messages(problem: str) -> RequestError:
     return RequestError(f"`messages` {problem}", kind="invalid_request", param="messages")
 
 
-def _reply(output: EngineOutput) -> TextDelta:
-    return TextDelta(
-        request_id=output.request_id,
-        text=output.text,
-        finish_reason=output.finish_reason,
-        prompt_tokens=output.prompt_tokens,
-        completion_tokens=output.completion_tokens,
-        cached_tokens=output.cached_tokens,
-    )
+def _text_of_token(token_bytes: bytes | None, alone: str) -> str:
+    """The token's text by its bytes, else as it decodes alone."""
+    return alone if token_bytes is None else token_bytes.decode(errors="replace")

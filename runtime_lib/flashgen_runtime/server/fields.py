@@ -47,31 +47,22 @@ def _is_false(value: Any) -> bool:
     return value is False
 
 
-# Fields that exist elsewhere and are not built here, with the values that ask for nothing.
+# Fields that exist elsewhere, with the values that ask for nothing: refused where no model declares them.
 NOT_BUILT: dict[str, Callable[[Any], bool]] = {
     "audio": _is_one_of(),
     "best_of": _is_number(1),
     "dimensions": _is_one_of(),
     "echo": _is_false,
-    "frequency_penalty": _is_number(0),
     "function_call": _is_one_of("none", "auto"),
     "functions": _is_one_of([]),
-    "length_penalty": _is_number(1),
-    "logit_bias": _is_one_of({}),
     "logprobs": _is_false,
-    "min_p": _is_number(0),
     "modalities": _is_one_of(["text"]),
     "moderation": _is_one_of(),
-    "n": _is_number(1),
-    "num_beams": _is_number(1),
-    "presence_penalty": _is_number(0),
-    "repetition_penalty": _is_number(1),
     "response_format": _is_one_of({"type": "text"}),
     "suffix": _is_one_of(""),
     "tool_choice": _is_one_of("none", "auto"),
     "tools": _is_one_of([]),
     "top_logprobs": _is_number(0),
-    "typical_p": _is_number(1),
     "web_search_options": _is_one_of(),
 }
 
@@ -96,9 +87,9 @@ class RequestBody(Body):
 
     @model_validator(mode="after")
     def _refuse_what_is_not_built(self) -> "RequestBody":
-        for name in self.model_fields_set:
+        for name, value in (self.model_extra or {}).items():
             is_neutral = NOT_BUILT.get(name)
-            if is_neutral is not None and not is_neutral(getattr(self, name)):
+            if is_neutral is not None and not is_neutral(value):
                 raise RequestError(f"`{name}` is not supported yet", kind="invalid_request", param=name)
         return self
 

@@ -4,6 +4,7 @@ What the answer looks like is left to a `Form`.
 """
 
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple, Protocol
@@ -12,7 +13,7 @@ from fastapi import Request, Response
 
 from flashgen_runtime import metrics
 from flashgen_runtime.config import Task
-from flashgen_runtime.messages import GenerateRequest, TextDelta
+from flashgen_runtime.messages import GenerateRequest, TextDelta, TokenLogprob
 from flashgen_runtime.server.caller import while_connected
 from flashgen_runtime.server.hooks import Generation, Hooks, run_before
 from flashgen_runtime.server.merge import merged
@@ -58,7 +59,10 @@ class AnswerHead(NamedTuple):
 
 
 class Form(Protocol):
-    """How a protocol writes answers; everything it gives is encoded as JSON. Prompts are numbered from 0."""
+    """How a protocol writes answers; everything it gives is encoded as JSON.
+
+    Choices are numbered from 0, those of the first prompt first.
+    """
 
     def whole(self, generations: Sequence[Generation]) -> object:
         """The answer to a request that does not stream."""
@@ -66,8 +70,8 @@ class Form(Protocol):
     def first_chunk(self, index: int) -> object | None:
         """What precedes the text."""
 
-    def chunk(self, index: int, text: str) -> object:
-        """New text."""
+    def chunk(self, index: int, text: str, logprobs: Sequence[TokenLogprob]) -> object:
+        """New text, which may be empty, and what the caller asked to know of its tokens."""
 
     def last_chunk(self, index: int, finish_reason: str) -> object | None:
         """What follows the text."""
@@ -79,17 +83,58 @@ class Form(Protocol):
 class _Work(NamedTuple):
     """One prompt on its way to a worker."""
 
-    choice: int
     target: Target
     request: GenerateRequest
 
+    # Number of its first choice in the answer.
+    first_choice: int
+
+    @property
+    def num_choices(self) -> int:
+        return self._param("n")
+
+    @property
+    def num_sequences(self) -> int:
+        """What it takes of a worker's batch."""
+        return max(self.num_choices, self._param("num_beams"))
+
+    def _param(self, name: str) -> int:
+        """As the request says, else the spec."""
+        return getattr(self.request.params, name) or getattr(self.target.model.generation_params, name) or 1
+
 
 class _Step(NamedTuple):
-    """What one message of a worker brought one prompt; the last one has the whole generation."""
+    """What one message of a worker brought one choice; the last one has the whole generation."""
 
     choice: int
     text: str
+    logprobs: Sequence[TokenLogprob]
     generation: Generation | None
+
+
+class _Choice:
+    """One choice so far."""
+
+    def __init__(self, *, has_logprobs: bool) -> None:
+        self._pieces: list[str] = []
+        self._logprobs: list[TokenLogprob] | None = [] if has_logprobs else None
+
+    def add(self, delta: TextDelta) -> Generation | None:
+        """The whole choice, when this delta is its last."""
+        self._pieces.append(delta.text)
+        if self._logprobs is not None:
+            self._logprobs += delta.logprobs
+        if delta.finish_reason is None:
+            return None
+        return Generation(
+            "".join(self._pieces),
+            delta.finish_reason,
+            delta.prompt_tokens,
+            delta.completion_tokens,
+            delta.cached_tokens,
+            delta.index,
+            None if self._logprobs is None else tuple(self._logprobs),
+        )
 
 
 async def answer(
@@ -101,16 +146,31 @@ async def answer(
     hooks: Hooks,
     id_prefix: str,
     form: Callable[[AnswerHead], Form],
+    logprobs: int | None = None,
     notice_without_template: str | None = None,
 ) -> Response:
     """Generates for every prompt and answers whole or streamed, as the body asks.
 
     Args:
+        logprobs: how many alternatives of each token to report beside its own log probability, if any.
         notice_without_template: the notice in a header if the model has no chat template.
     """
     service = service_of(request)
     answer_id = new_id(id_prefix)
-    works = await _prepare(service, body, prompts, api=api, hooks=hooks, answer_id=answer_id)
+    target = service.router.target(api, body.model, task=TASK)
+    params = params_of(body)
+    requests = [
+        GenerateRequest(
+            request_id=f"{answer_id}-{index}",
+            model=target.model.id,
+            prompt=prompt.text,
+            messages=prompt.messages,
+            params=params,
+            logprobs=logprobs,
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+    works = await _prepare(service, requests, target, hooks=hooks)
     target = works[0].target
     headers = ignored_header(ignored_fields(body))
     if notice_without_template and service.router.has_no_chat_template(target):
@@ -123,23 +183,17 @@ async def answer(
 
 
 async def _prepare(
-    service: Service, body: SamplingBody, prompts: Sequence[Prompt], *, api: str, hooks: Hooks, answer_id: str
+    service: Service, requests: Sequence[GenerateRequest], target: Target, *, hooks: Hooks
 ) -> list[_Work]:
-    target = service.router.target(api, body.model, task=TASK)
-    params = params_of(body)
-    works = []
-    for index, prompt in enumerate(prompts):
-        asked = GenerateRequest(
-            request_id=f"{answer_id}-{index}",
-            model=target.model.id,
-            prompt=prompt.text,
-            messages=prompt.messages,
-            params=params,
-        )
+    """The requests as the hook wants them; it may choose another model, or change how many choices there are."""
+    works: list[_Work] = []
+    num_choices = 0
+    for asked in requests:
         wanted = await run_before(hooks, asked)
-        # The hook may have chosen another model.
-        changed = target if wanted.model == target.model.id else service.router.target(api, wanted.model, task=TASK)
-        works.append(_Work(index, changed, wanted))
+        is_same = wanted.model == target.model.id
+        chosen = target if is_same else service.router.target(target.api, wanted.model, task=TASK)
+        works.append(_Work(chosen, wanted, first_choice=num_choices))
+        num_choices += works[-1].num_choices
     return works
 
 
@@ -172,8 +226,8 @@ async def _frames(steps: AsyncGenerator[_Step, None], form: Form) -> AsyncGenera
             if step.choice not in started:
                 started.add(step.choice)
                 chunks.append(form.first_chunk(step.choice))
-            if step.text:
-                chunks.append(form.chunk(step.choice, step.text))
+            if step.text or step.logprobs:
+                chunks.append(form.chunk(step.choice, step.text, step.logprobs))
             if step.generation is not None:
                 generations.append(step.generation)
                 chunks.append(form.last_chunk(step.choice, step.generation.finish_reason))
@@ -184,7 +238,7 @@ async def _frames(steps: AsyncGenerator[_Step, None], form: Form) -> AsyncGenera
 
 
 async def _generate_all(service: Service, works: Sequence[_Work], *, hooks: Hooks) -> AsyncGenerator[_Step, None]:
-    with service.admit(works[0].target, places=len(works)):
+    with service.admit(works[0].target, places=sum(work.num_sequences for work in works)):
         async with aclosing(merged([_generate(service, work, hooks=hooks) for work in works])) as steps:
             async for step in steps:
                 yield step
@@ -192,20 +246,19 @@ async def _generate_all(service: Service, works: Sequence[_Work], *, hooks: Hook
 
 async def _generate(service: Service, work: _Work, *, hooks: Hooks) -> AsyncGenerator[_Step, None]:
     began = time.perf_counter()
-    pieces: list[str] = []
-    generation: Generation | None = None
+    has_logprobs = work.request.logprobs is not None
+    choices: defaultdict[int, _Choice] = defaultdict(lambda: _Choice(has_logprobs=has_logprobs))
+    generations: list[Generation] = []
+    has_text = False
     async with aclosing(service.replies(work.target, work.request)) as replies:
         async for reply in replies:
             assert isinstance(reply, TextDelta), "a worker answers a GenerateRequest with text"
-            if reply.text and not pieces:
+            if reply.text and not has_text:
+                has_text = True
                 metrics.time_to_first_token_seconds.labels(work.target.api).observe(time.perf_counter() - began)
-            pieces.append(reply.text)
-            generation = _generation("".join(pieces), reply) if reply.finish_reason is not None else None
-            yield _Step(work.choice, reply.text, generation)
-    assert generation is not None, "replies end with the final one"
-    await hooks.after_generate(work.request, generation)
-
-
-def _generation(text: str, last: TextDelta) -> Generation:
-    assert last.finish_reason is not None, "only the last reply has one"
-    return Generation(text, last.finish_reason, last.prompt_tokens, last.completion_tokens, last.cached_tokens)
+            generation = choices[reply.index].add(reply)
+            if generation is not None:
+                generations.append(generation)
+            yield _Step(work.first_choice + reply.index, reply.text, reply.logprobs, generation)
+    for generation in sorted(generations, key=lambda one: one.choice):
+        await hooks.after_generate(work.request, generation)

@@ -4,7 +4,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from flashgen_runtime.messages import FinishReason, GenerateRequest
+from flashgen_runtime.messages import FinishReason, GenerateRequest, TokenLogprob
 
 
 class Generation(NamedTuple):
@@ -18,6 +18,12 @@ class Generation(NamedTuple):
     # Of the prompt's tokens, those found in the prefix cache.
     cached_tokens: int = 0
 
+    # Which of the request's choices it is.
+    choice: int = 0
+
+    # Of every token, when the caller asked.
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
 
 class Hooks(Protocol):
     """The functions of `api/hooks.py`; the module itself is the object.
@@ -30,7 +36,7 @@ class Hooks(Protocol):
         """Sees every request before it is routed, and may return a changed one; its `request_id` stays."""
 
     async def after_generate(self, request: GenerateRequest, result: Generation) -> None:
-        """Sees every complete answer once; not called for an answer that failed or whose caller left."""
+        """Sees every complete choice once; not called for an answer that failed or whose caller left."""
 
 
 async def run_before(hooks: Hooks, request: GenerateRequest) -> GenerateRequest:

@@ -23,12 +23,13 @@ class Usage(BaseModel):
 
 
 def usage_of(generations: Iterable[Generation]) -> dict[str, object]:
-    """The counts of one answer, as `Usage` describes them."""
+    """The counts of one answer, as `Usage` describes them; the choices of one prompt share its tokens."""
     prompt_tokens = completion_tokens = cached_tokens = 0
     for generation in generations:
-        prompt_tokens += generation.prompt_tokens
         completion_tokens += generation.completion_tokens
-        cached_tokens += generation.cached_tokens
+        if generation.choice == 0:
+            prompt_tokens += generation.prompt_tokens
+            cached_tokens += generation.cached_tokens
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,

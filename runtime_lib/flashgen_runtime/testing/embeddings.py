@@ -35,6 +35,10 @@ class FakeEmbeddings:
     def has_work(self) -> bool:
         return bool(self._waiting)
 
+    @property
+    def seconds_until_work(self) -> float | None:
+        return None
+
     def prepare(self, request: WorkRequest) -> "_Texts":
         if not isinstance(request, EmbedRequest):
             message = f"the model `{request.model}` gives embeddings, it generates no text"

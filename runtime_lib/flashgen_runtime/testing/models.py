@@ -50,6 +50,7 @@ def _status(model: ModelConfig) -> ModelStatus:
         aliases=model.aliases,
         task=model.task,
         dtype="float32" if model.dtype == "auto" else model.dtype,
+        quantization=model.quantization or "",
         max_context=model.max_context or FAKE_MAX_CONTEXT,
         chat_template="none" if model.chat_template is None else "spec",
     )

@@ -17,8 +17,8 @@ class TokenCount:
         if isinstance(reply, RequestFailure):
             return
         if isinstance(reply, TextDelta):
-            self._generated += reply.completion_tokens - request.completion_tokens
-            request.completion_tokens = reply.completion_tokens
+            self._generated += reply.completion_tokens - request.completion_tokens[reply.index]
+            request.completion_tokens[reply.index] = reply.completion_tokens
         if is_final(reply):
             self._prompt += reply.prompt_tokens
 

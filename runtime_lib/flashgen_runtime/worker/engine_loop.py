@@ -116,11 +116,12 @@ class EngineLoop:
                     self._step(model)
 
     def _take_commands(self) -> bool:
-        """Acts on everything that was asked; waits for something when no model has work. `False` means to stop."""
+        """Acts on everything that was asked; waits while no model has work. `False` means to stop."""
         while True:
             try:
-                command = self._inbox.get(block=not self._has_work())
+                command = self._inbox.get(timeout=self._seconds_to_wait())
             except Empty:
+                # Nothing was asked; or a model has waited long enough, which the next round sees.
                 return True
             match command:
                 case _Add():
@@ -130,12 +131,14 @@ class EngineLoop:
                 case _Stop():
                     return False
 
-    def _has_work(self) -> bool:
-        has_work = any(model.has_work for model in self._models)
-        if not has_work:
-            self._is_busy = False
+    def _seconds_to_wait(self) -> float | None:
+        """For something to be asked; `None` is as long as it takes."""
         self._beat()
-        return has_work
+        if any(model.has_work for model in self._models):
+            return 0
+        self._is_busy = False
+        waits = [model.seconds_until_work for model in self._models]
+        return min((seconds for seconds in waits if seconds is not None), default=None)
 
     def _add(self, command: "_Add") -> None:
         model, request_id, prepared = command

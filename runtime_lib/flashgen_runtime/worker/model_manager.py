@@ -86,14 +86,20 @@ def _ids_by_name(configs: tuple[ModelConfig, ...]) -> dict[str, str]:
 
 
 def _log_loaded(status: ModelStatus, *, seconds: float) -> None:
-    what = fields(
-        model=status.id,
-        task=status.task,
-        dtype=status.dtype,
-        max_context=status.max_context,
-        chat_template=status.chat_template,
-        seconds=f"{seconds:.1f}",
-    )
-    log.info("loaded", extra=what)
+    what = {
+        "model": status.id,
+        "task": status.task,
+        "dtype": status.dtype,
+        "quantization": status.quantization,
+        "path": status.path,
+        "path_reason": status.path_reason,
+        "kv_cache_dtype": status.kv_cache_dtype,
+        "kernels": status.kernels,
+        "max_context": status.max_context,
+        "chat_template": status.chat_template,
+        "seconds": f"{seconds:.1f}",
+    }
+    # Not every task has all of them.
+    log.info("loaded", extra=fields(**{name: value for name, value in what.items() if value != ""}))
     if status.task == "text-generation" and status.chat_template == "none":
         log.info("no chat template: message contents are joined by newlines", extra=fields(model=status.id))

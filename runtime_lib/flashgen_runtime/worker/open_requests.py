@@ -1,6 +1,7 @@
 """The requests that a worker has accepted and not yet answered, by id and by API server."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterator
 
 from flashgen_runtime.models.base import ServedModel
@@ -18,9 +19,9 @@ class OpenRequest:
         # What serves it, until the final reply is on its way.
         self.task: asyncio.Task[None] | None = None
 
-        # The model that has it in its engine, how far that is, and the wait for the final reply.
+        # The model that has it in its engine, how far each choice is, and the wait for the final reply.
         self.model: ServedModel | None = None
-        self.completion_tokens = 0
+        self.completion_tokens: defaultdict[int, int] = defaultdict(int)
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def finish(self) -> None:

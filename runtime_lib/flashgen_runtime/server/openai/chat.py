@@ -1,15 +1,17 @@
 """`/v1/chat/completions`: conversations."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Request, Response
 from pydantic import BaseModel, Field, model_validator
 
 from flashgen_runtime.errors import RequestError
+from flashgen_runtime.messages import TokenLogprob
 from flashgen_runtime.server.generation import AnswerHead, Prompt, answer
 from flashgen_runtime.server.hooks import Generation, Hooks
 from flashgen_runtime.server.openai.json_values import check_json_value
+from flashgen_runtime.server.openai.logprobs import MAX_TOP_LOGPROBS, ChatLogprobs, chat_logprobs
 from flashgen_runtime.server.sampling import Count, SamplingBody, includes_usage
 from flashgen_runtime.server.usage import Usage, usage_of
 
@@ -23,6 +25,10 @@ class ChatCompletionRequest(SamplingBody):
         description="The conversation: objects with `role` and `content`; a string is one message of a user."
     )
     max_completion_tokens: Count | None = Field(None, description="The newer name of `max_tokens`; wins over it.")
+    logprobs: bool | None = Field(None, description="Report the log probability of every token.")
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
+        None, description="With `logprobs`: report so many likeliest tokens at each place too."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -36,6 +42,12 @@ class ChatCompletionRequest(SamplingBody):
     def _messages_are_a_conversation(self) -> "ChatCompletionRequest":
         if isinstance(self.messages, list):
             _check_conversation(self.messages)
+        return self
+
+    @model_validator(mode="after")
+    def _top_logprobs_need_logprobs(self) -> "ChatCompletionRequest":
+        if self.top_logprobs and not self.logprobs:
+            raise _invalid("is only allowed when `logprobs` is true", "top_logprobs")
         return self
 
 
@@ -52,7 +64,7 @@ class ChatChoice(BaseModel):
 
     index: int
     message: ChatMessage
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: str
 
 
@@ -89,7 +101,7 @@ class _ChatForm:
             {
                 "index": index,
                 "message": {"role": "assistant", "content": generation.text, "refusal": None},
-                "logprobs": None,
+                "logprobs": None if generation.logprobs is None else chat_logprobs(generation.logprobs),
                 "finish_reason": generation.finish_reason,
             }
             for index, generation in enumerate(generations)
@@ -99,8 +111,8 @@ class _ChatForm:
     def first_chunk(self, index: int) -> object:
         return self._chunk(index, {"role": "assistant", "content": "", "refusal": None}, None)
 
-    def chunk(self, index: int, text: str) -> object:
-        return self._chunk(index, {"content": text}, None)
+    def chunk(self, index: int, text: str, logprobs: Sequence[TokenLogprob]) -> object:
+        return self._chunk(index, {"content": text}, None, chat_logprobs(logprobs) if logprobs else None)
 
     def last_chunk(self, index: int, finish_reason: str) -> object:
         return self._chunk(index, {}, finish_reason)
@@ -110,8 +122,10 @@ class _ChatForm:
             return None
         return {**self._head.fields("chat.completion.chunk"), "choices": [], "usage": usage_of(generations)}
 
-    def _chunk(self, index: int, delta: dict[str, object], finish_reason: str | None) -> object:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def _chunk(
+        self, index: int, delta: dict[str, object], finish_reason: str | None, logprobs: dict[str, Any] | None = None
+    ) -> object:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         chunk = {**self._head.fields("chat.completion.chunk"), "choices": [choice]}
         if self._has_usage:
             chunk["usage"] = None
@@ -129,6 +143,7 @@ async def chat_completions(request: Request, body: ChatCompletionRequest, *, api
         hooks=hooks,
         id_prefix="chatcmpl",
         form=lambda head: _ChatForm(head, has_usage=has_usage),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         notice_without_template=NO_TEMPLATE_NOTICE,
     )
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request, Response
 from pydantic import BaseModel, Field
 
+from flashgen_runtime.messages import ModelStatus
 from flashgen_runtime.server.responses import json_response, service_of
 from flashgen_runtime.server.router import Target
 from flashgen_runtime.server.service import Service
@@ -25,6 +26,11 @@ class Model(BaseModel):
 
     # Known once a worker has loaded the model.
     dtype: str | None = None
+    quantization: str | None = Field(None, description="`int8` or `int4`; null where weights are in `dtype`.")
+    kv_cache_dtype: str | None = None
+    path: str | None = Field(None, description="How the model runs: `native`, `paged` or `plain`.")
+    path_reason: str | None = Field(None, description="Why it does not take a faster path.")
+    kernels: str | None = Field(None, description="Instruction set of the kernels, or `torch`.")
     max_model_len: int | None = Field(None, description="Longest prompt plus completion in tokens.")
 
 
@@ -55,7 +61,7 @@ async def get_model(request: Request, model_id: str) -> Response:
 
 
 def _described(service: Service, target: Target) -> dict[str, object]:
-    status = service.router.status(target)
+    status = service.router.status(target) or ModelStatus(id=target.model.id)
     return {
         "id": target.model.id,
         "object": "model",
@@ -64,6 +70,11 @@ def _described(service: Service, target: Target) -> dict[str, object]:
         "aliases": target.model.aliases,
         "task": target.model.task,
         "ready": service.router.is_ready(target),
-        "dtype": (status.dtype or None) if status is not None else None,
-        "max_model_len": (status.max_context or None) if status is not None else None,
+        "dtype": status.dtype or None,
+        "quantization": status.quantization or None,
+        "kv_cache_dtype": status.kv_cache_dtype or None,
+        "path": status.path or None,
+        "path_reason": status.path_reason or None,
+        "kernels": status.kernels or None,
+        "max_model_len": status.max_context or None,
     }

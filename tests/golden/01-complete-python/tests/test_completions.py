@@ -35,8 +35,8 @@ def test_stream(client: TestClient) -> None:
     assert response.status_code == 200, response.text
     events = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
     assert events.pop() == "[DONE]"
-    chunks = [json.loads(event) for event in events]
-    streamed = "".join(chunk["choices"][0]["text"] for chunk in chunks)
+    pieces = [json.loads(event)["choices"][0] for event in events]
+    streamed = "".join(piece["text"] for piece in pieces if piece["index"] == 0)
     assert streamed == answer["choices"][0]["text"]
 
 

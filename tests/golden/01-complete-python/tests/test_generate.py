@@ -34,8 +34,8 @@ def test_stream(client: TestClient) -> None:
     assert response.status_code == 200, response.text
     events = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
     assert events.pop() == "[DONE]"
-    chunks = [json.loads(event) for event in events]
-    streamed = "".join(chunk["response"] for chunk in chunks)
+    pieces = [json.loads(event) for event in events]
+    streamed = "".join(piece["response"] for piece in pieces)
     assert streamed == answer["response"]
 
 
