@@ -13,17 +13,17 @@ processes of the lowest priority that keep the processors awake, as a working en
 import argparse
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from benchmarks.generated_service import generated_service
 from benchmarks.http_client import Connection
+from benchmarks.local_processes import free_port, running, wait_until_ready
 from benchmarks.report import Aim, Row, print_report, row_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -124,66 +124,18 @@ def _processors_awake() -> Iterator[None]:
 @contextmanager
 def _generated(folder: Path) -> Iterator[int]:
     """The sample's API process and a worker process with a fake engine; gives the API's port."""
-    subprocess.run(
-        [sys.executable, "-m", "flashgen", "build", str(SAMPLE), "-o", str(folder)],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    port, operations, rpc, worker_operations = (_free_port() for _ in range(4))
-    environment = {
-        **os.environ,
-        "FLASHGEN_CONFIG": "config/service.yaml",
-        "FLASHGEN_API_HOST": "127.0.0.1",
-        "FLASHGEN_API_PORT": str(port),
-        "FLASHGEN_OPERATIONS_PORT": str(operations),
-        "FLASHGEN_WORKER_STDLIB_CODER": f"127.0.0.1:{rpc}",
-        "FLASHGEN_BIND_HOST": "127.0.0.1",
-        "FLASHGEN_RPC_PORT": str(rpc),
-        "FLASHGEN_WORKER_OPERATIONS_PORT": str(worker_operations),
-    }
     config = str(folder / "config" / "service.yaml")
     worker = [sys.executable, "-m", "flashgen_runtime.testing.worker", "--config", config, "--server", SERVER]
-    api = [sys.executable, "-m", "flashgen_runtime", "serve-api", str(folder)]
-    with _process(worker, environment), _process(api, environment):
-        _wait_until_ready(f"http://127.0.0.1:{port}/readyz")
+    with generated_service(SAMPLE, folder, server=SERVER, worker=worker) as port:
         yield port
 
 
 @contextmanager
 def _echo() -> Iterator[int]:
-    port = _free_port()
-    with _process([sys.executable, "-m", "benchmarks.peers.echo", str(port)], dict(os.environ)):
-        _wait_until_ready(f"http://127.0.0.1:{port}/readyz")
+    port = free_port()
+    with running([sys.executable, "-m", "benchmarks.peers.echo", str(port)], os.environ):
+        wait_until_ready(f"http://127.0.0.1:{port}/readyz")
         yield port
-
-
-@contextmanager
-def _process(command: list[str], environment: dict[str, str]) -> Iterator[None]:
-    process = subprocess.Popen(command, cwd=ROOT, env=environment)
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-def _wait_until_ready(url: str) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=1):
-                return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":
