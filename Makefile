@@ -45,9 +45,15 @@ golden: install ## rewrite what the tests compare with; review the difference
 	$(BIN)/python -m tests.regenerate_invalid
 	$(BIN)/python -m tests.regenerate_golden
 
-bench: install ## the measurements that README quotes
+bench: install ## the measurements that README quotes; the engine's peers are installed on first use
 	$(BIN)/python -m benchmarks.bench_build
 	$(BIN)/python -m benchmarks.bench_server
+	$(BIN)/python -m benchmarks.bench_mixed
+	$(BIN)/python -m benchmarks.bench_decode
+	$(BIN)/python -m benchmarks.bench_prefill
+	$(BIN)/python -m benchmarks.bench_latency
+	$(BIN)/python -m benchmarks.bench_embeddings
+	$(BIN)/python -m benchmarks.bench_sampling
 
 clean: ## remove the environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache $(MINILM)

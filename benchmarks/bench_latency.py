@@ -174,17 +174,20 @@ async def _ask(service: Service, request: Request, started: float) -> Answer:
     }
     if service.asks_for_usage:
         body |= {"stream_options": {"include_usage": True}, "temperature": 0}
-    first = last = num_tokens = 0.0
+    first = last = ended = num_tokens = 0.0
     async with Connection(service.port) as connection:
         async for event in connection.stream(PATH, body):
             now = time.perf_counter() - due
-            if any(choice["text"] for choice in event.get("choices", [])):
-                first, last = first or now, now
+            if choices := event.get("choices", []):
+                # Tokens of random weights may all be parts of characters: then the end is the first that is seen.
+                ended = now
+                if any(choice["text"] for choice in choices):
+                    first, last = first or now, now
             if usage := event.get("usage"):
                 num_tokens = usage["completion_tokens"]
-    if num_tokens != request.max_tokens or not first:
+    if num_tokens != request.max_tokens or not ended:
         raise SystemFailedError(f"port {service.port}: expected {request.max_tokens} tokens, got {num_tokens}")
-    return Answer(first, last, int(num_tokens))
+    return Answer(first or ended, last or ended, int(num_tokens))
 
 
 def _requests(count: int, texts: Sequence[str], draw: random.Random) -> list[Request]:

@@ -12,7 +12,7 @@
 constexpr int64_t BLOCK_BYTES = 64 * 1024;
 
 // How far ahead of its reads a single tile fetches weights, of which every byte comes from memory once.
-constexpr int64_t PREFETCH_BYTES = 3 * 1024;
+constexpr int64_t PREFETCH_BYTES = 8 * 1024;
 
 // Values of x from which laying it out is worth waking threads.
 constexpr int64_t PARALLEL_VALUES = 32 * 1024;

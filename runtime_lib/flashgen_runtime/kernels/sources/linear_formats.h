@@ -32,8 +32,8 @@ struct Prefetch {
   const char* at;
   int64_t bytes_per_row;  // of words
   void operator()() {
-    __builtin_prefetch(at);
-    __builtin_prefetch(at + 64);
+    __builtin_prefetch(at, 0, 2);
+    __builtin_prefetch(at + 64, 0, 2);
     at += bytes_per_row;
   }
 };
