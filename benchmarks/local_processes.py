@@ -34,6 +34,7 @@ def wait_until_ready(url: str, *, limit_seconds: float = 60.0) -> None:
         except OSError:
             if time.monotonic() > deadline:
                 raise
+            # A process that starts tells nobody outside; asking is all there is.
             time.sleep(0.1)
 
 

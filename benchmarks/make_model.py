@@ -33,7 +33,7 @@ def main(name: str, folder: Path) -> None:
     partial = folder.with_name(folder.name + ".partial")
     train_tokenizer(shape).save_pretrained(partial)
     random_model(shape).save_pretrained(partial)
-    GenerationConfig(do_sample=False).save_pretrained(partial)  # type: ignore[no-untyped-call]
+    GenerationConfig(do_sample=False).save_pretrained(partial)  # type: ignore[no-untyped-call]  # it has no types
     partial.rename(folder)
 
 
@@ -70,7 +70,7 @@ def train_tokenizer(shape: ModelShape) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_library_sources(), trainer)
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # it has no types
         tokenizer_object=tokenizer,
         chat_template=CHAT_TEMPLATE,
         model_max_length=shape.max_context,

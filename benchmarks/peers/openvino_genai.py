@@ -53,8 +53,8 @@ class OpenVINOGenAI:
 
     def __init__(self, folder: Path, threads: int) -> None:
         # Only the peer's environment has them.
-        import openvino  # type: ignore[import-not-found]
-        import openvino_genai  # type: ignore[import-not-found]
+        import openvino  # type: ignore[import-not-found]  # in the peer's environment
+        import openvino_genai  # type: ignore[import-not-found]  # as above
 
         self._openvino: Any = openvino
         self._genai: Any = openvino_genai

@@ -13,7 +13,7 @@ import torch
 
 from flashgen_runtime.errors import DownloadError, WeightsError
 from flashgen_runtime.loader import save_dict
-from flashgen_runtime.loader.sources import FolderSource, Progress, RemoteFile, is_wanted, source_of
+from flashgen_runtime.loader.sources import FolderSource, FsspecSource, Progress, RemoteFile, is_wanted, source_of
 from flashgen_runtime.loader.store import MANIFEST_NAME, Store, StoreError
 
 
@@ -209,3 +209,42 @@ def test_uris_that_mean_nothing_are_refused(uri: str) -> None:
     """An address of no known kind is an error that says which kinds there are."""
     with pytest.raises(WeightsError, match="hub"):
         source_of(uri)
+
+
+def test_folder_is_one_model_from_everywhere(store: Store, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path means the folder that it means now, not any folder of that name."""
+    monkeypatch.chdir(checkpoint.parent)
+    model = store.pull("./checkpoint")
+    monkeypatch.chdir("/")
+    assert store.find(str(checkpoint)) == model
+    assert store.find("./checkpoint") is None
+
+
+class ShortSource:
+    """A file system whose files end too early."""
+
+    def cat_file(self, path: str, *, start: int, end: int) -> bytes:
+        del path
+        return b"x" * min(end - start, 3)
+
+
+def test_remote_files_arrive_and_go_on_where_they_stopped(tmp_path: Path) -> None:
+    """What an earlier attempt has fetched of the same file is not fetched again; of another version it is."""
+    source = FsspecSource("memory://bucket/model")
+    source._files.pipe("/bucket/model/config.json", b"0123456789")
+    file = RemoteFile("config.json", 10, None, "first")
+    arrived: list[int] = []
+    source.fetch(file, tmp_path, arrived.append)
+    os.truncate(tmp_path / "config.json", 4)
+    source.fetch(file, tmp_path, arrived.append)
+    source.fetch(file._replace(version="second"), tmp_path, arrived.append)
+    assert arrived == [0, 10, 4, 6, 0, 10]
+    assert (tmp_path / "config.json").read_bytes() == b"0123456789"
+
+
+def test_remote_file_that_ends_early_can_be_tried_again(tmp_path: Path) -> None:
+    """A connection that breaks is trouble of the source, and says where it ended."""
+    source = FsspecSource("memory://bucket/model")
+    source._files = ShortSource()
+    with pytest.raises(DownloadError, match="ends at byte 3, expected 10"):
+        source.fetch(RemoteFile("config.json", 10, None, "first"), tmp_path, lambda _: None)

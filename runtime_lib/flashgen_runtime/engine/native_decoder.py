@@ -128,6 +128,7 @@ class NativeDecoder:
         return self._program
 
     def allocate_cache(self, num_blocks: int, block_size: int) -> None:
+        assert self._cache is None, "operations point into the first one"
         self._cache = KernelCache(
             self.layer_shapes, num_blocks=num_blocks, block_size=block_size, kv_format=self._kv_format
         )

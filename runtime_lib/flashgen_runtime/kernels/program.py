@@ -11,9 +11,8 @@ the other on their torch twins.
 
 from collections import defaultdict
 from collections.abc import Callable
-from ctypes import Array, Structure, addressof, byref, c_float, c_int64, c_void_p, sizeof
+from ctypes import Array, addressof, byref, sizeof
 from dataclasses import dataclass
-from enum import IntEnum
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -22,47 +21,10 @@ import torch
 from flashgen_runtime.kernels import operations
 from flashgen_runtime.kernels.kv_layer import KVLayer
 from flashgen_runtime.kernels.library import CAttention, CRopeStore, address, library
+from flashgen_runtime.kernels.op import COp, OpKind
 from flashgen_runtime.kernels.operations import TABLE_FORMATS, Activation
 from flashgen_runtime.kernels.paged_attention import AttentionBatch, paged_attention
 from flashgen_runtime.kernels.panels import Layout, Panels, linear, unpack
-
-
-class OpKind(IntEnum):
-    """`fg_op_kind` in `sources/kernels.h`."""
-
-    EMBED = 0
-    EMBED_POSITIONS = 1
-    EMBED_PANELS = 2
-    SELECT_ROWS = 3
-    RMS_NORM = 4
-    LAYER_NORM = 5
-    LINEAR = 6
-    ROPE_ANGLES = 7
-    ROPE_AND_STORE = 8
-    ATTENTION = 9
-    ACTIVATE = 10
-    GATED_ACTIVATION = 11
-
-
-class COp(Structure):
-    """`fg_op`: one operation."""
-
-    _fields_ = (
-        ("kind", c_int64),
-        ("is_sampled", c_int64),
-        ("is_added", c_int64),
-        ("mode", c_int64),
-        ("size", c_int64),
-        ("x_stride", c_int64),
-        ("out_stride", c_int64),
-        ("x", c_void_p),
-        ("out", c_void_p),
-        ("weight", c_void_p),
-        ("bias", c_void_p),
-        ("options", c_void_p),
-        ("layer", c_void_p),
-        ("factor", c_float),
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from flashgen_runtime.loader.checkpoint import first_line, is_encoder, read_head
 from flashgen_runtime.loader.device import check_device
 from flashgen_runtime.loader.quiet import quiet_transformers
 from flashgen_runtime.loader.safetensors_header import SafetensorsHeader
+from flashgen_runtime.loader.tensors import name_tensors
 
 # What checkpoints of encoders carry beside the encoder: heads of their training.
 ENCODER_HEADS = ("pooler.", "bert.pooler.", "cls.")
@@ -97,16 +98,11 @@ def _check_tensors(
     """Raises unless exactly the tensors of the architecture were there; tied ones may be left out."""
     file_of_tensor = {name: header.path for header in headers for name in header.tensors}
     if missing := sorted(info["missing_keys"]):
-        raise WeightsError(path, f"lacks {_names(missing)}")
+        raise WeightsError(path, f"lacks {name_tensors(missing)}")
     if mismatched := sorted(info["mismatched_keys"]):
         name, found, expected = mismatched[0]
         problem = f"tensor `{name}` has the shape {list(found)}, its configuration says {list(expected)}"
         raise WeightsError(file_of_tensor.get(name, path), problem)
     if unexpected := sorted(name for name in info["unexpected_keys"] if not name.startswith(ignored)):
-        problem = f"holds {_names(unexpected)}, which the architecture does not have"
+        problem = f"holds {name_tensors(unexpected)}, which the architecture does not have"
         raise WeightsError(file_of_tensor.get(unexpected[0], path), problem)
-
-
-def _names(tensors: list[str]) -> str:
-    rest = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
-    return f"tensor{'s' if len(tensors) > 1 else ''} " + ", ".join(f"`{name}`" for name in tensors[:3]) + rest

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 PAGE_BYTES = mmap.PAGESIZE
-HUGE_PAGE_BYTES = 2 << 20
 STRIPE_BYTES = 8 << 20
 DEFAULT_THREADS = 4
 

@@ -41,6 +41,8 @@ WEB_NAMES = (
     INDEX_NAME,
 )
 
+_FOLDER_BEGINNINGS = ("/", "./", "../", "~", "file:")
+
 _FSSPEC_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "https": "aiohttp", "http": "aiohttp"}
 
 
@@ -62,6 +64,10 @@ class Source(Protocol):
     """One checkpoint somewhere."""
 
     @property
+    def uri(self) -> str:
+        """Its address, the same from every working directory."""
+
+    @property
     def revision(self) -> str:
         """What exactly is fetched: a commit of the hub; empty where the source has no such thing."""
 
@@ -79,8 +85,8 @@ def source_of(uri: str, revision: str | None = None) -> Source:
         return FsspecSource(uri)
     if separator and scheme != "file":
         raise WeightsError(uri, f"`{scheme}://` is not among hub ids, folders, s3://, gs:// and https://")
-    if uri.startswith(("/", "./", "../", "~", "file:")):
-        return FolderSource(Path(uri.removeprefix("file://").removeprefix("file:")).expanduser())
+    if uri.startswith(_FOLDER_BEGINNINGS):
+        return FolderSource(Path(canonical_uri(uri)))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", uri):
         return HubSource(uri, revision)
     raise WeightsError(
@@ -88,10 +94,18 @@ def source_of(uri: str, revision: str | None = None) -> Source:
     )
 
 
+def canonical_uri(uri: str) -> str:
+    """An address that means the same from every working directory: folders as absolute paths."""
+    if not uri.startswith(_FOLDER_BEGINNINGS):
+        return uri.rstrip("/")
+    return str(Path(uri.removeprefix("file://").removeprefix("file:")).expanduser().absolute())
+
+
 class HubSource:
     """A repository on the hub at one commit."""
 
     def __init__(self, repository: str, revision: str | None) -> None:
+        self.uri = repository
         self._repository = repository
         self._info = _hub_info(repository, revision)
 
@@ -125,6 +139,7 @@ class FolderSource:
     revision = ""
 
     def __init__(self, folder: Path) -> None:
+        self.uri = str(folder.absolute())
         self._folder = folder
         if not folder.is_dir():
             raise WeightsError(folder, "no such folder")
@@ -151,12 +166,12 @@ class FsspecSource:
     revision = ""
 
     def __init__(self, uri: str) -> None:
-        self._uri = uri.rstrip("/")
+        self.uri = uri.rstrip("/")
         self._scheme = uri.partition("://")[0]
         try:
             from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
-            files, root = url_to_fs(self._uri)
+            files, root = url_to_fs(self.uri)
         except ImportError as error:
             package = _FSSPEC_PACKAGES[self._scheme]
             raise WeightsError(uri, f"needs a package that is not installed: pip install {package}") from error
@@ -170,11 +185,11 @@ class FsspecSource:
             found: dict[str, Any] = self._files.find(self._root, detail=True)
         # Every file system raises errors of its own.
         except Exception as error:
-            raise DownloadError(self._uri, first_line(error)) from error
+            raise DownloadError(self.uri, first_line(error)) from error
         names = {path[len(self._root) + 1 :]: entry for path, entry in sorted(found.items())}
         files = [_remote_file(name, entry) for name, entry in names.items() if is_wanted(name)]
         if not files:
-            raise WeightsError(self._uri, "has no files of a checkpoint")
+            raise WeightsError(self.uri, "has no files of a checkpoint")
         return files
 
     def fetch(self, file: RemoteFile, folder: Path, progress: Progress) -> None:
@@ -182,20 +197,24 @@ class FsspecSource:
         target.parent.mkdir(parents=True, exist_ok=True)
         start = _resume_at(target, file)
         progress(start)
+        with target.open("ab") as output:
+            while start < file.size:
+                chunk = self._read(file, start, min(start + CHUNK_BYTES, file.size))
+                output.write(chunk)
+                progress(len(chunk))
+                start += len(chunk)
+
+    def _read(self, file: RemoteFile, start: int, end: int) -> bytes:
+        """The bytes `start` : `end`; raises `DownloadError`."""
+        address = f"{self.uri}/{file.name}"
         try:
-            with target.open("ab") as output:
-                while start < file.size:
-                    end = min(start + CHUNK_BYTES, file.size)
-                    chunk = self._files.cat_file(f"{self._root}/{file.name}", start=start, end=end)
-                    if len(chunk) != end - start:
-                        raise DownloadError(f"{self._uri}/{file.name}", f"ends at byte {start + len(chunk)}")
-                    output.write(chunk)
-                    progress(len(chunk))
-                    start = end
-        except (DownloadError, OSError):
-            raise
+            chunk: bytes = self._files.cat_file(f"{self._root}/{file.name}", start=start, end=end)
+        # Every file system raises errors of its own.
         except Exception as error:
-            raise DownloadError(f"{self._uri}/{file.name}", first_line(error)) from error
+            raise DownloadError(address, first_line(error)) from error
+        if len(chunk) != end - start:
+            raise DownloadError(address, f"ends at byte {start + len(chunk)}, expected {file.size}")
+        return chunk
 
     def _ask_for_files(self) -> list[RemoteFile]:
         files = [file for name in WEB_NAMES if (file := self._ask_for(name)) is not None]
@@ -205,7 +224,7 @@ class FsspecSource:
             shards = sorted(set(index["weight_map"].values()))
             files += [file for shard in shards if (file := self._ask_for(shard)) is not None]
         if "config.json" not in names:
-            raise WeightsError(self._uri, "has no `config.json`")
+            raise WeightsError(self.uri, "has no `config.json`")
         return files
 
     def _ask_for(self, name: str) -> RemoteFile | None:

@@ -24,7 +24,7 @@ import msgspec
 from flashgen_runtime.errors import ServingError, WeightsError
 from flashgen_runtime.loader.checkpoint import read_headers
 from flashgen_runtime.loader.safetensors_header import read_header
-from flashgen_runtime.loader.sources import Progress, RemoteFile, Source, source_of, total_bytes
+from flashgen_runtime.loader.sources import Progress, RemoteFile, Source, canonical_uri, source_of, total_bytes
 
 MANIFEST_NAME = "flashgen-manifest.json"
 READ_BYTES = 8 << 20
@@ -85,10 +85,12 @@ class Store:
 
     def find(self, uri: str, revision: str | None = None) -> StoredModel | None:
         """The stored model that was pulled from `uri`, or has this name; of several revisions the newest pull."""
+        wanted = canonical_uri(uri)
         found = [
             model
             for model in self.models()
-            if uri in (model.manifest.uri, model.name) and revision in (None, model.manifest.revision)
+            if model.manifest.uri == wanted or model.name == uri
+            if revision in (None, model.manifest.revision)
         ]
         return max(found, key=lambda model: model.manifest.pulled, default=None)
 
@@ -124,6 +126,7 @@ class Store:
             StoreError: the disk has no room.
         """
         source = source or source_of(uri, revision)
+        uri = source.uri
         name = stored_name(uri, source.revision)
         with self._locked(name):
             target = self.root / "models" / name
@@ -192,7 +195,8 @@ class Store:
                 source.fetch(file, folder, progress)
                 return _checked(uri, file, folder)
             except OSError as error:
-                raise StoreError(f"{folder / file.name} cannot be written: {error.strerror or error}") from error
+                place = error.filename or folder / file.name
+                raise StoreError(f"{place} cannot be copied: {error.strerror or error}") from error
 
         with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="pull") as pool:
             try:
@@ -265,10 +269,13 @@ def _checked(uri: str, file: RemoteFile, folder: Path) -> StoredFile:
     """The file as it was fetched; one that is not what the source promised is thrown away."""
     path = folder / file.name
     size, digest = path.stat().st_size, sha256_of(path)
-    if size != file.size or (file.sha256 is not None and digest != file.sha256):
+    if size != file.size:
         path.unlink()
-        found = f"{size} bytes, SHA-256 {digest}"
-        raise WeightsError(f"{uri}/{file.name}", f"arrived damaged: {found}; expected {file.size} bytes, {file.sha256}")
+        raise WeightsError(f"{uri}/{file.name}", f"arrived damaged: {size} bytes instead of {file.size}; pull it again")
+    if file.sha256 not in (None, digest):
+        path.unlink()
+        problem = f"arrived damaged: its SHA-256 is {digest}, the source says {file.sha256}; pull it again"
+        raise WeightsError(f"{uri}/{file.name}", problem)
     return StoredFile(name=file.name, size=size, sha256=digest)
 
 

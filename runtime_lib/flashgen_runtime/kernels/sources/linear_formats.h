@@ -26,8 +26,8 @@ constexpr int FLOAT_ROWS = 2, PAIR_ROWS = 2, BYTE_ROWS = 3, NIBBLE_ROWS = 3;
 constexpr int FLOAT_ROWS = 3, PAIR_ROWS = 3, BYTE_ROWS = 3, NIBBLE_ROWS = 3;
 #endif
 
-// Fetches the stream of weights into the cache while a tile computes. Tiles that share a block each fetch their part of
-// the next one, so that memory never rests.
+// Fetches the stream of weights into the second-level cache while a tile computes: the first level has too few misses in
+// flight to keep the memory busy. Tiles that share a block each fetch their part of the next one.
 struct Prefetch {
   const char* at;
   int64_t bytes_per_row;  // of words

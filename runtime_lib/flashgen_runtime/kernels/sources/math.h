@@ -12,7 +12,7 @@ inline f32x16 with_sign_of(f32x16 magnitude, f32x16 sign) {
   return as_float(as_bits(magnitude) | (as_bits(sign) & 0x80000000u));
 }
 
-// e^x; exactly 1 at 0, exactly 0 below -87.3 (the smallest normal number), 2.4e38 above 88.3.
+// e^x; exactly 1 at 0, exactly 0 below -87.3 (the smallest normal number), 2.2e38 above 88.3.
 // x = n ln 2 + r with |r| <= ln 2 / 2; the polynomial is that of Cephes' `expf`.
 inline f32x16 exp(f32x16 x) {
   const f32x16 lowest = splat(-87.33654f), shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
