@@ -87,6 +87,9 @@ def model_config(folder: Path, precision: str, *, task: Task = "text-generation"
         max_context=None,
         chat_template=None,
         generation_params=GenerationParams(),
+        prefetch=(),
+        weight_bytes=None,
+        sequence_kv_bytes=None,
     )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import yaml
@@ -16,7 +16,9 @@ from flashgen_runtime.config import (
     ModelConfig,
     ServerConfig,
     ServiceConfig,
+    SwapConfig,
     Task,
+    WeightsConfig,
 )
 from flashgen_runtime.messages import GenerateRequest, GenerationParams, Reply, TextDelta, WorkerStatus, WorkRequest
 from flashgen_runtime.transport.base import WorkerConnection
@@ -49,17 +51,48 @@ def model_config(id: str = "fake", *, aliases: tuple[str, ...] = (), task: Task 
         max_context=None,
         chat_template=None,
         generation_params=GenerationParams(),
+        prefetch=(),
+        weight_bytes=None,
+        sequence_kv_bytes=None,
     )
 
 
-def server_config(*models: ModelConfig, name: str = "fake") -> ServerConfig:
-    """A server of these models, or of one."""
+WEIGHTS = WeightsConfig(
+    path=None, loader="auto", threads=2, host_cache_bytes=None, keep_in_ram=True, verify="size"
+)
+
+
+def swap_config(
+    *,
+    max_loaded: int = 1,
+    evict: Literal["lru", "lfu", "never"] = "lru",
+    idle_timeout_seconds: float | None = None,
+    preload: tuple[str, ...] = (),
+    load_timeout_seconds: float = TIMEOUT_SECONDS,
+) -> SwapConfig:
+    """Which models are loaded; by default one at a time."""
+    return SwapConfig(
+        max_loaded=max_loaded,
+        evict=evict,
+        idle_timeout_seconds=idle_timeout_seconds,
+        preload=preload,
+        load_timeout_seconds=load_timeout_seconds,
+    )
+
+
+def server_config(
+    *models: ModelConfig, name: str = "fake", swap: SwapConfig | None = None, memory_bytes: int = 1 << 40
+) -> ServerConfig:
+    """A server of these models, or of one; all of them are loaded at start."""
+    models = models or (model_config(),)
+    preload = tuple(model.id for model in models)
     return ServerConfig(
         name=name,
         rpc_port=6500,
         operations_port=9500,
         threads=1,
-        models=models or (model_config(),),
+        models=models,
+        memory_bytes=memory_bytes,
         engine=EngineConfig(
             batching_mode="continuous",
             max_num_seqs=8,
@@ -71,6 +104,8 @@ def server_config(*models: ModelConfig, name: str = "fake") -> ServerConfig:
             prefix_caching=True,
             deterministic=False,
         ),
+        weights=WEIGHTS,
+        swap=swap or swap_config(max_loaded=len(models), preload=preload),
         requirements=DeviceRequirements(gpus=0, gpu_memory_bytes=None, gpu_cuda_capability=None),
     )
 

@@ -65,6 +65,14 @@ class ModelConfig(_Section, frozen=True):
     chat_template: str | None
     generation_params: GenerationParams
 
+    # Ids of models of the same server that are brought into host memory when this one is used.
+    prefetch: tuple[str, ...]
+
+    # What the compiler counted, which this library's own count must equal: bytes of the weights as they run, and of
+    # the KV cache of one sequence of `max_context` tokens. `None` where the compiler could not see the checkpoint.
+    weight_bytes: int | None
+    sequence_kv_bytes: int | None
+
 
 class EngineConfig(_Section, frozen=True):
     """How one worker batches, and the limits of its batches and memory."""
@@ -86,6 +94,8 @@ class EngineConfig(_Section, frozen=True):
 
     # Tokens of one block of the KV cache.
     block_size: int
+
+    # Of each loaded model.
     kv_cache_bytes: int
 
     # Whether requests share the blocks of equal beginnings.
@@ -93,6 +103,47 @@ class EngineConfig(_Section, frozen=True):
 
     # Whether a model whose results depend on its company in a batch is refused.
     deterministic: bool
+
+
+class WeightsConfig(_Section, frozen=True):
+    """How weights come from the disk into memory."""
+
+    # The store's folder; `None` takes `FLASHGEN_STORE`, else the user's cache.
+    path: str | None
+
+    # "auto": files of the store are mapped, all others read into private memory.
+    loader: Literal["auto", "map", "arena"]
+
+    # Threads that read.
+    threads: int
+
+    # Bytes of weights of unloaded models that stay in host memory; `None` leaves it to the system.
+    host_cache_bytes: int | None
+
+    # Whether the weights of a model that is unloaded stay in host memory at all.
+    keep_in_ram: bool
+
+    # What is checked before weights are used, beside their headers.
+    verify: Literal["none", "size", "sha256"]
+
+
+class SwapConfig(_Section, frozen=True):
+    """Which of a worker's models are in memory."""
+
+    # At the same time.
+    max_loaded: int
+
+    # Which idle model goes first when another needs its place; "never": none does.
+    evict: Literal["lru", "lfu", "never"]
+
+    # How long a model that nobody uses stays loaded; `None`: until its place is needed.
+    idle_timeout_seconds: float | None
+
+    # Ids of models that are loaded at start, in this order, and evicted after all others.
+    preload: tuple[str, ...]
+
+    # How long a request waits for its model to be loaded.
+    load_timeout_seconds: float
 
 
 class DeviceRequirements(_Section, frozen=True):
@@ -115,7 +166,12 @@ class ServerConfig(_Section, frozen=True):
     # CPU threads for tensor operations.
     threads: int
     models: tuple[ModelConfig, ...]
+
+    # For the weights, KV caches and buffers of all loaded models together: of the card, or of the host without one.
+    memory_bytes: int
     engine: EngineConfig
+    weights: WeightsConfig
+    swap: SwapConfig
     requirements: DeviceRequirements
 
 

@@ -91,6 +91,10 @@ class Cancel(Message, frozen=True):
 # From a worker to the API server.
 
 
+# "unloaded": on the disk, or still to be fetched.
+Residency = Literal["unloaded", "loading", "loaded", "unloading", "failed"]
+
+
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """One model as `/v1/models` and the router see it."""
 
@@ -115,6 +119,13 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     # The kernels' instruction set, or "torch".
     kernels: str = ""
+
+    # Where the model is: a request for one that is not loaded waits until it is.
+    residency: Residency = "loaded"
+
+    # What it takes in memory while it is loaded, as far as is known; and why loading failed.
+    memory_bytes: int = 0
+    problem: str = ""
 
 
 class WorkerStatus(Message, frozen=True):

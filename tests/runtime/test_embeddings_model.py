@@ -216,6 +216,9 @@ def minilm(folder: Path = MODELS, *, max_num_batched_tokens: int = 512, max_cont
         max_context=max_context,
         chat_template=None,
         generation_params=GenerationParams(),
+        prefetch=(),
+        weight_bytes=None,
+        sequence_kv_bytes=None,
     )
     return load_served_model(config, sizes(max_num_batched_tokens=max_num_batched_tokens), folder)
 

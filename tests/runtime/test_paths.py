@@ -38,6 +38,9 @@ def load(family: str, folder: Path, *, engine: EngineConfig | None = None, **fie
         "max_context": None,
         "chat_template": None,
         "generation_params": GenerationParams(),
+        "prefetch": (),
+        "weight_bytes": None,
+        "sequence_kv_bytes": None,
     }
     return load_causal_model(path, ModelConfig(**{**settings, **fields}), engine or sizes())
 

@@ -65,6 +65,9 @@ def load(checkpoint: Path, **fields: Any) -> TextGenerationModel:
         "max_context": None,
         "chat_template": None,
         "generation_params": GenerationParams(),
+        "prefetch": (),
+        "weight_bytes": None,
+        "sequence_kv_bytes": None,
     }
     model = load_served_model(ModelConfig(**{**settings, **fields}), sizes(), checkpoint.parent)
     assert isinstance(model, TextGenerationModel)

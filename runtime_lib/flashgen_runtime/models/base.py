@@ -1,8 +1,24 @@
 """What a worker asks of a loaded model, whatever its task. Free of torch."""
 
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
+from flashgen_runtime.config import ModelConfig
 from flashgen_runtime.messages import ModelStatus, Reply, WorkRequest
+
+
+class ModelMemory(NamedTuple):
+    """What a loaded model takes at most, in bytes: of the device, or of the host without one."""
+
+    weight_bytes: int
+    kv_cache_bytes: int
+
+    # Buffers of a forward pass.
+    workspace_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self)
 
 
 class ServedModel(Protocol):
@@ -11,6 +27,10 @@ class ServedModel(Protocol):
     @property
     def status(self) -> ModelStatus:
         """What callers may know about it."""
+
+    @property
+    def memory(self) -> ModelMemory:
+        """What it takes, as `Library.measure` said before."""
 
     @property
     def has_work(self) -> bool:
@@ -34,3 +54,28 @@ class ServedModel(Protocol):
 
     def abort(self, request_id: str) -> None:
         """Ends a request and frees what it holds; an unknown id is ignored."""
+
+    def close(self) -> None:
+        """Gives back all memory, when no request is open and nobody steps it any more."""
+
+
+class Library(Protocol):
+    """Where a worker's models come from. Every call blocks, and may run in any thread."""
+
+    def locate(self, config: ModelConfig) -> Path:
+        """The folder of a model's checkpoint, fetched if need be: takes disk, no memory.
+
+        Raises `WeightsError` or `DownloadError`.
+        """
+
+    def measure(self, config: ModelConfig, path: Path) -> ModelMemory:
+        """What the model will take when it is loaded, from its configuration and headers.
+
+        Raises `WeightsError` or `ConfigError`.
+        """
+
+    def weight_files(self, config: ModelConfig, path: Path) -> tuple[Path, ...]:
+        """The files that `load` reads, which the host may keep in memory."""
+
+    def load(self, config: ModelConfig, path: Path) -> ServedModel:
+        """Loads it; raises `WeightsError`, `ConfigError` or `DeviceError`, and then holds no memory."""
