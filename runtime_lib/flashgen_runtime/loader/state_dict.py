@@ -1,39 +1,27 @@
 """`save_dict` and `load_dict`: tensors to a safetensors file and back, bit for bit.
 
-The file is laid out for fast loading and any reader of the format takes it: the data begins at a multiple of 4096
-bytes (the header is padded with spaces, as the format allows) and every tensor at a multiple of 256, those whose size
-is no such multiple standing last, since the format knows no gaps. Checksums and aliases are in its metadata.
+The file is laid out for fast loading (`aligned_file`) and any reader of the format takes it. Checksums and aliases are
+in its metadata.
 """
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from flashgen_runtime.errors import WeightsError
+from flashgen_runtime.loader.aligned_file import CHECKSUM_KEY, LAYOUT, LAYOUT_KEY, Write, write_aligned
 from flashgen_runtime.loader.reader import DTYPES, map_store_file, read_into_arena
 
-LAYOUT_KEY = "flashgen.layout"
-LAYOUT = "aligned-1"
 ALIASES_KEY = "flashgen.aliases"
-CHECKSUM_KEY = "flashgen.sha256"
-
-DATA_ALIGNMENT = 4096
-TENSOR_ALIGNMENT = 256
-
-# Tensors are written in pieces, so that one that is strided or on a card costs little memory.
-PIECE_BYTES = 64 << 20
 
 DeviceMap = str | torch.device | Mapping[str, str | torch.device]
 Mode = Literal["arena", "map"]
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES = frozenset(DTYPES.values())
 
 
 def save_dict(state_dict: Mapping[str, torch.Tensor], path: str | Path) -> None:
@@ -50,23 +38,13 @@ def save_dict(state_dict: Mapping[str, torch.Tensor], path: str | Path) -> None:
     stored = {name: tensor for name, tensor in state_dict.items() if name not in aliases}
     for name, tensor in stored.items():
         _check_storable(path, name, tensor)
-    ordered = sorted(stored, key=lambda name: stored[name].nbytes % TENSOR_ALIGNMENT != 0)
-    metadata = {"format": "pt", LAYOUT_KEY: LAYOUT, ALIASES_KEY: json.dumps(aliases), CHECKSUM_KEY: "0" * 64}
-    size = sum(tensor.nbytes for tensor in stored.values())
-    try:
-        with _appearing_whole(path) as descriptor:
-            header = _header(stored, ordered, metadata)
-            if size:
-                os.posix_fallocate(descriptor, 0, len(header) + size)
-            os.lseek(descriptor, len(header), os.SEEK_SET)
-            digest = hashlib.sha256()
-            for name in ordered:
-                for piece in _pieces(stored[name]):
-                    digest.update(piece)
-                    _write_all(descriptor, piece)
-            os.pwrite(descriptor, _header(stored, ordered, metadata | {CHECKSUM_KEY: digest.hexdigest()}), 0)
-    except OSError as error:
-        raise WeightsError(path, f"cannot be written: {error.strerror or error}") from error
+
+    def give(write: Write) -> None:
+        for name, tensor in stored.items():
+            write(name, tensor)
+
+    metadata = {"format": "pt", LAYOUT_KEY: LAYOUT, ALIASES_KEY: json.dumps(aliases)}
+    write_aligned(path, stored, metadata, give)
 
 
 def load_dict(
@@ -115,63 +93,6 @@ def _check_storable(path: Path, name: str, tensor: torch.Tensor) -> None:
         raise WeightsError(path, f"tensor `{name}` is sparse, quantised by torch or without data, and cannot be stored")
     if tensor.dtype not in _NAMES:
         raise WeightsError(path, f"tensor `{name}` has the dtype {tensor.dtype}, which safetensors does not have")
-
-
-def _header(stored: Mapping[str, torch.Tensor], ordered: list[str], metadata: dict[str, str]) -> bytes:
-    """Length and JSON, padded with spaces so that the data begins aligned."""
-    fields: dict[str, object] = {"__metadata__": metadata}
-    offset = 0
-    for name in ordered:
-        tensor = stored[name]
-        end = offset + tensor.nbytes
-        fields[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
-    padded = -(-(8 + len(text)) // DATA_ALIGNMENT) * DATA_ALIGNMENT - 8
-    return padded.to_bytes(8, "little") + text.ljust(padded)
-
-
-def _pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
-    """A tensor's values in row-major order, as bytes on the host."""
-    if tensor.nbytes <= PIECE_BYTES or tensor.dim() == 0 or tensor.shape[0] == 1:
-        if tensor.numel():
-            plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-            # A tensor of one item may keep any stride.
-            flat = plain.as_strided((plain.numel(),), (1,))
-            yield flat.view(torch.uint8).numpy().data
-        return
-    rows = max(1, PIECE_BYTES * tensor.shape[0] // tensor.nbytes)
-    for part in torch.split(tensor, rows):
-        yield from _pieces(part)
-
-
-def _write_all(descriptor: int, piece: memoryview) -> None:
-    while piece:
-        piece = piece[os.write(descriptor, piece) :]
-
-
-@contextlib.contextmanager
-def _appearing_whole(path: Path) -> Iterator[int]:
-    """A descriptor of a file that gets its name when the block ends well, and vanishes otherwise."""
-    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        try:
-            yield descriptor
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(part).chmod(0o666 & ~umask)
-        Path(part).replace(path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _verify(path: Path, metadata: Mapping[str, str], data: memoryview) -> None:
