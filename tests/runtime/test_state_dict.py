@@ -128,13 +128,13 @@ def test_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path, monkeypa
     """The end of the file is missed, not filled with zeros."""
     path = tmp_path / "file.safetensors"
     save_dict({"a": torch.zeros(100_000)}, path)
-    original = reader._read_all
+    original = reader.ArenaFile.begin
 
-    def shrink(*arguments: object, **options: object) -> None:
+    def shrink(file: reader.ArenaFile) -> None:
         os.truncate(path, 8192)
-        original(*arguments, **options)  # type: ignore[arg-type]
+        original(file)
 
-    monkeypatch.setattr(reader, "_read_all", shrink)
+    monkeypatch.setattr(reader.ArenaFile, "begin", shrink)
     with pytest.raises(WeightsError, match="truncated while it was read"):
         load_dict(path)
 
@@ -143,15 +143,15 @@ def test_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path, monkeypa
     """Weights of two versions never mix."""
     path = tmp_path / "file.safetensors"
     save_dict({"a": torch.zeros(100_000)}, path)
-    original = reader._read_all
+    original = reader.ArenaFile.fetch
 
-    def overwrite(*arguments: object, **options: object) -> None:
-        original(*arguments, **options)  # type: ignore[arg-type]
-        with path.open("r+b") as file:
-            file.seek(8192)
-            file.write(b"other")
+    def overwrite(file: reader.ArenaFile, start: int, end: int) -> None:
+        original(file, start, end)
+        with path.open("r+b") as other:
+            other.seek(8192)
+            other.write(b"other")
 
-    monkeypatch.setattr(reader, "_read_all", overwrite)
+    monkeypatch.setattr(reader.ArenaFile, "fetch", overwrite)
     with pytest.raises(WeightsError, match="changed while it was read"):
         load_dict(path)
 
