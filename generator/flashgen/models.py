@@ -1,7 +1,7 @@
 """Part of `stages.resolve`: what a model is called, where its weights are, and how it decodes."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flashgen import naming
@@ -33,12 +33,18 @@ class ModelResolver:
     ) -> tuple[ResolvedModel, ...]:
         """The models of `server`; the task of one without `type` follows from the `protocols` that reach it."""
         entries = list(self._entries(server))
+        ids = self.ids(server)
         # With one model the server's name means it; with several it would be a guess.
         nickname = server_name if len(entries) == 1 else None
         return tuple(
-            self._resolve(key, model, nickname=nickname, resources=resources, protocols=protocols)
+            self._resolve(key, model, nickname=nickname, ids=ids, resources=resources, protocols=protocols)
             for key, model in entries
         )
+
+    def ids(self, server: ServerSpec) -> dict[str, UserText]:
+        """The ids of a server's models, by the names that `prefetch` and `preload` may have for them."""
+        named = [(key, _model_id(key, model)) for key, model in self._entries(server)]
+        return {name: UserText(model_id) for key, model_id in named for name in (key, model_id) if name is not None}
 
     def _entries(self, server: ServerSpec) -> Iterator[tuple[str | None, ModelSpec]]:
         for model in server.models:
@@ -53,6 +59,7 @@ class ModelResolver:
         model: ModelSpec,
         *,
         nickname: str | None,
+        ids: Mapping[str, UserText],
         resources: ResolvedResources,
         protocols: Sequence[Protocol],
     ) -> ResolvedModel:
@@ -77,6 +84,8 @@ class ModelResolver:
             chat_template=UserText(model.chat_template) if model.chat_template is not None else None,
             chat_template_source=_chat_template_source(model, task, checkpoint),
             generation_params={name: wrapped(value) for name, value in model.generation_params.items()},
+            prefetch=tuple(ids[name] for name in model.prefetch),
+            sizes=None,
         )
 
     def _aliases(self, key: str | None, model: ModelSpec, nickname: str | None) -> list[str]:

@@ -7,11 +7,13 @@ through a quoting filter. Plain `str` fields are proven identifiers, paths or na
 from pathlib import Path
 from typing import NamedTuple
 
+from flashgen.memory_sizes import MemoryBudget as MemoryBudget
 from flashgen.sizing import EngineSizes as EngineSizes
 from flashgen.sizing import ResolvedResources as ResolvedResources
 from flashgen.sizing import Shutdown as Shutdown
 from flashgen.types import Type
 from flashgen.user_text import UserText
+from flashgen.weight_sizes import CheckpointSizes as CheckpointSizes
 
 # A value from the spec whose texts are wrapped at every depth; filters such as `py` and `yaml` write it.
 Value = UserText | bool | int | float | None | list["Value"] | dict[str, "Value"]
@@ -55,6 +57,12 @@ class ResolvedModel(NamedTuple):
     chat_template_source: str
     generation_params: dict[str, Value]
 
+    # Ids of models of the same server.
+    prefetch: tuple[UserText, ...]
+
+    # `None` where the checkpoint cannot be seen.
+    sizes: CheckpointSizes | None
+
 
 class EngineSettings(NamedTuple):
     """How one worker runs its models, sizes aside."""
@@ -69,6 +77,40 @@ class EngineSettings(NamedTuple):
     deterministic: bool
 
 
+class WeightSettings(NamedTuple):
+    """How weights come from the disk into memory."""
+
+    # The store's folder in the container, the mount of the server's volume; `None` is the image's own.
+    path: str | None
+
+    # "auto", "map", "arena"
+    loader: str
+    threads: int
+    threads_reason: str
+
+    # `None` leaves it to the system.
+    host_cache_bytes: int | None
+    keep_in_ram: bool
+
+    # "none", "size", "sha256"
+    verify: str
+
+
+class SwapSettings(NamedTuple):
+    """Which of a worker's models are in memory."""
+
+    max_loaded: int
+
+    # "lru", "lfu", "never"
+    evict: str
+    idle_timeout_seconds: float | None
+
+    # Ids, in the order in which they are loaded.
+    preload: tuple[UserText, ...]
+    load_timeout_seconds: int
+    load_timeout_reason: str
+
+
 class ResolvedServer(NamedTuple):
     """A pool of workers."""
 
@@ -79,8 +121,13 @@ class ResolvedServer(NamedTuple):
     package: str
     models: tuple[ResolvedModel, ...]
     resources: ResolvedResources
+
+    # For the weights, KV caches and buffers of all loaded models together.
+    memory: MemoryBudget
     engine: EngineSettings
     sizes: EngineSizes
+    weights: WeightSettings
+    swap: SwapSettings
 
     # CPU threads for tensor operations.
     threads: int

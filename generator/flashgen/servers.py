@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from flashgen import naming, sizing
+from flashgen.memory_sizes import memory_budget
 from flashgen.models import ModelResolver
 from flashgen.protocols import TEXT_GENERATION, Protocol
+from flashgen.residency import swap_settings, weight_settings
 from flashgen.resolved import EngineSettings, ResolvedServer
 from flashgen.sizing import ResolvedResources
 from flashgen.spec import EngineSpec, ModelSpec, ProjectSpec, ResourcesSpec, ServerSpec
@@ -64,6 +66,7 @@ def _resolve_server(
         package=naming.python_name(name),
         models=resolved_models,
         resources=resources,
+        memory=memory_budget(resources),
         engine=_engine(server.engine),
         sizes=sizing.engine_sizes(
             resources,
@@ -73,6 +76,8 @@ def _resolve_server(
             block_size=server.engine.block_size,
             kv_cache_bytes=server.engine.kv_cache_bytes,
         ),
+        weights=weight_settings(server.weights),
+        swap=swap_settings(server.swap, resolved_models, ids=models.ids(server), resources=resources),
         threads=threads,
         threads_reason=threads_reason,
         rpc_port=rpc_port,

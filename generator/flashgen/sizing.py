@@ -29,6 +29,9 @@ _DISK_BANDWIDTH = 200 * 10**6
 # Python, torch and the first forward pass.
 _START_ALLOWANCE_SECONDS = 60
 
+# A request may have to wait for others to end before there is room for its model.
+_LEAST_LOAD_TIMEOUT_SECONDS = 60
+
 # Kubernetes takes about two seconds to stop sending requests to a pod that ends.
 _PRE_STOP_SECONDS = 5
 _DRAIN_SECONDS = 30
@@ -112,6 +115,17 @@ def startup_budget(resources: ResolvedResources, *, from_hub: bool) -> tuple[int
     reason = (
         f"{_START_ALLOWANCE_SECONDS} s to start + twice the time to {source} weights that fill {human_bytes(bound)} "
         f"of {name} at {bandwidth // 10**6} MB/s"
+    )
+    return seconds, reason
+
+
+def load_timeout(resources: ResolvedResources) -> tuple[int, str]:
+    """Seconds that a request may wait for its model to be loaded, and why."""
+    bound, name = weight_bound(resources)
+    seconds = max(_LEAST_LOAD_TIMEOUT_SECONDS, 2 * ceil(bound / _DISK_BANDWIDTH))
+    reason = (
+        f"twice the time to read weights that fill {human_bytes(bound)} of {name} at {_DISK_BANDWIDTH // 10**6} MB/s, "
+        f"and at least {_LEAST_LOAD_TIMEOUT_SECONDS} s"
     )
     return seconds, reason
 
