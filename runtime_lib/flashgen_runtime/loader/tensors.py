@@ -23,10 +23,16 @@ class CheckpointTensors:
         """Raises `WeightsError` for a file that is missing or broken."""
         self._path = path
         self._headers = {name: header for header in read_headers(path) for name in header.tensors}
+        self.expected: Collection[str] = ()
 
     @property
     def names(self) -> Collection[str]:
         return self._headers.keys()
+
+    @property
+    def files(self) -> list[Path]:
+        """All files, in the order of their tensors."""
+        return list(dict.fromkeys(header.path for header in self._headers.values()))
 
     def expect(self, shapes: Mapping[str, tuple[int, ...]], *, ignored: Iterable[str] = ()) -> None:
         """Raises `WeightsError` unless there are exactly these tensors, in float32, float16 or bfloat16.
@@ -35,6 +41,7 @@ class CheckpointTensors:
             shapes: of all tensors of the architecture, by name.
             ignored: names that may be there as well.
         """
+        self.expected = shapes.keys()
         if missing := sorted(shapes.keys() - self._headers.keys()):
             raise WeightsError(self._path, f"lacks {name_tensors(missing)}")
         for name, shape in sorted(shapes.items()):
@@ -52,6 +59,14 @@ class CheckpointTensors:
     def dtype(self, name: str) -> torch.dtype:
         """A tensor's dtype, one of those that `expect` allows."""
         return DTYPES[self._find(name)[1].dtype]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's sizes."""
+        return self._find(name)[1].shape
+
+    def file_of(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._find(name)[0].path
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor in memory of its own; raises `WeightsError` if the file has changed since its header was read."""
