@@ -7,6 +7,7 @@ from typing import Any
 
 from flashgen_runtime.config import FolderSource, HubSource
 from flashgen_runtime.errors import DownloadError, WeightsError
+from flashgen_runtime.loader.foreign_formats import foreign_problem
 from flashgen_runtime.loader.safetensors_header import SafetensorsHeader, read_header
 from flashgen_runtime.messages import GenerationParams
 
@@ -71,6 +72,11 @@ def read_headers(path: Path) -> list[SafetensorsHeader]:
         raise _no_weights(path)
     weight_map = _weight_map(path / INDEX_NAME)
     headers = {name: read_header(path / name) for name in sorted(set(weight_map.values()))}
+    file_of: dict[str, str] = {}
+    for name, header in headers.items():
+        for tensor in header.tensors:
+            if (other := file_of.setdefault(tensor, name)) != name:
+                raise WeightsError(path / name, f"holds tensor `{tensor}`, which `{other}` holds too")
     for tensor, name in weight_map.items():
         if tensor not in headers[name].tensors:
             raise WeightsError(path / INDEX_NAME, f"tensor `{tensor}` is not in `{name}`, as it says")
@@ -132,11 +138,9 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _no_weights(path: Path) -> WeightsError:
-    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
-    if pickled:
-        problem = f"has no safetensors weights, only `{pickled[0]}`: pickled files can run code and are never loaded"
-        return WeightsError(path, problem)
-    return WeightsError(path, f"has neither `{WEIGHTS_NAME}` nor `{INDEX_NAME}`")
+    config = read_optional_json(path / "config.json")
+    problem = foreign_problem(path, config, is_encoder=is_encoder(config.get("model_type")))
+    return WeightsError(path, problem or f"has neither `{WEIGHTS_NAME}` nor `{INDEX_NAME}`")
 
 
 def _fetch(source: HubSource, download: Callable[..., str] | None) -> Path:

@@ -8,18 +8,20 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from flashgen_runtime.errors import WeightsError
 from flashgen_runtime.loader.aligned_file import CHECKSUM_KEY, LAYOUT, LAYOUT_KEY, Write, write_aligned
-from flashgen_runtime.loader.reader import DTYPES, map_store_file, read_into_arena
+from flashgen_runtime.loader.checkpoint import read_headers
+from flashgen_runtime.loader.memory import DEFAULT_THREADS
+from flashgen_runtime.loader.opening import Mode, open_weights
+from flashgen_runtime.loader.reader import DTYPES, OpenFile
+from flashgen_runtime.loader.stream import stream
 
 ALIASES_KEY = "flashgen.aliases"
 
 DeviceMap = str | torch.device | Mapping[str, str | torch.device]
-Mode = Literal["arena", "map"]
 
 _NAMES = frozenset(DTYPES.values())
 
@@ -48,28 +50,49 @@ def save_dict(state_dict: Mapping[str, torch.Tensor], path: str | Path) -> None:
 
 
 def load_dict(
-    path: str | Path, device_map: DeviceMap = "cpu", *, mode: Mode = "arena", verify: bool = False
+    path: str | Path,
+    device_map: DeviceMap = "cpu",
+    *,
+    mode: Mode = "auto",
+    verify: bool = False,
+    threads: int = DEFAULT_THREADS,
 ) -> dict[str, torch.Tensor]:
-    """Reads all tensors of one safetensors file, whoever wrote it.
+    """Reads all tensors of a safetensors file, or of a checkpoint's folder, whoever wrote it.
+
+    On a processor the tensors lie where the file was read to, or in the page cache: beside them no memory is taken, but
+    for tensors that do not lie on a multiple of their item's size, which are copied. Their memory is given back with
+    the last of them. For a card, `cuda` says what it takes.
 
     Args:
-        path: the file.
+        path: a file, or a folder with `model.safetensors` or an index of several files.
         device_map: one device, or devices by the beginnings of tensors' names; the longest beginning wins, and "" is
             the default of the rest.
-        mode: "arena" reads into private memory; "map" shares the page cache, for files that nobody ever changes.
-        verify: whether the data is compared with the checksum that `save_dict` wrote.
+        mode: "arena" reads into private memory; "map" shares the page cache, for files that nobody ever changes; "auto"
+            maps files of the store.
+        verify: whether data is compared with the checksum that `save_dict` wrote.
+        threads: how many read at a time.
 
     Raises:
-        WeightsError: the file is broken, changes meanwhile, or fails its checksum.
+        WeightsError: a file is broken or missing, changes meanwhile, or fails its checksum.
     """
     path = Path(path)
-    file = map_store_file(path) if mode == "map" else read_into_arena(path)
-    if verify:
-        _verify(path, file.header.metadata, file.region.buffer(file.header.data_start, path.stat().st_size))
-    tensors = {name: tensor.to(_device_of(path, name, device_map)) for name, tensor in file.tensors().items()}
-    for alias, name in _stored_aliases(path, file.header.metadata).items():
+    paths = [header.path for header in read_headers(path)] if path.is_dir() else [path]
+    files = [open_weights(file, mode) for file in paths]
+    with stream(files, threads=threads).start() as arriving:
+        arriving.wait()
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        if verify:
+            _verify(file)
+        tensors.update(_tensors_of(file, device_map))
+    return tensors
+
+
+def _tensors_of(file: OpenFile, device_map: DeviceMap) -> dict[str, torch.Tensor]:
+    tensors = {name: tensor.to(_device_of(file.path, name, device_map)) for name, tensor in file.tensors().items()}
+    for alias, name in _stored_aliases(file.path, file.header.metadata).items():
         if name not in tensors or alias in tensors:
-            raise WeightsError(path, f"its metadata names tensor `{alias}` as another name of `{name}`")
+            raise WeightsError(file.path, f"its metadata names tensor `{alias}` as another name of `{name}`")
         tensors[alias] = tensors[name]
     return tensors
 
@@ -95,13 +118,13 @@ def _check_storable(path: Path, name: str, tensor: torch.Tensor) -> None:
         raise WeightsError(path, f"tensor `{name}` has the dtype {tensor.dtype}, which safetensors does not have")
 
 
-def _verify(path: Path, metadata: Mapping[str, str], data: memoryview) -> None:
-    expected = metadata.get(CHECKSUM_KEY)
+def _verify(file: OpenFile) -> None:
+    expected = file.header.metadata.get(CHECKSUM_KEY)
     if expected is None:
-        raise WeightsError(path, "has no checksum to verify; `save_dict` writes one")
-    found = hashlib.sha256(data).hexdigest()
+        raise WeightsError(file.path, "has no checksum to verify; `save_dict` writes one")
+    found = hashlib.sha256(file.region.buffer(file.data_start, file.size)).hexdigest()
     if found != expected:
-        raise WeightsError(path, f"is damaged: its data has the SHA-256 {found}, its header says {expected}")
+        raise WeightsError(file.path, f"is damaged: its data has the SHA-256 {found}, its header says {expected}")
 
 
 def _stored_aliases(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:
