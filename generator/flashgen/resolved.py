@@ -7,13 +7,13 @@ through a quoting filter. Plain `str` fields are proven identifiers, paths or na
 from pathlib import Path
 from typing import NamedTuple
 
+from flashgen.checkpoint_sizes import CheckpointSizes as CheckpointSizes
 from flashgen.memory_sizes import MemoryBudget as MemoryBudget
 from flashgen.sizing import EngineSizes as EngineSizes
 from flashgen.sizing import ResolvedResources as ResolvedResources
 from flashgen.sizing import Shutdown as Shutdown
 from flashgen.types import Type
 from flashgen.user_text import UserText
-from flashgen.weight_sizes import CheckpointSizes as CheckpointSizes
 
 # A value from the spec whose texts are wrapped at every depth; filters such as `py` and `yaml` write it.
 Value = UserText | bool | int | float | None | list["Value"] | dict[str, "Value"]
