@@ -156,6 +156,9 @@ class PagedModel:
         assert self._cache is not None, "the engine allocates the cache first"
         self._cache.copy_blocks(pairs)
 
+    def close(self) -> None:
+        del self._model, self._cache, self._attention
+
     def forget(self, request: Request) -> None:
         """Nothing is kept beside the cache."""
 

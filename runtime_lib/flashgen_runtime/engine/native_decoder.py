@@ -22,6 +22,7 @@ from flashgen_runtime.engine.native_config import (
     dtype_name,
     parse_config,
 )
+from flashgen_runtime.engine.native_loading import FoundWeights, Preparation, Recipe, find_weights
 from flashgen_runtime.engine.native_weights import (
     EMBEDDING,
     HEAD,
@@ -31,7 +32,6 @@ from flashgen_runtime.engine.native_weights import (
     ignored_tensors,
     tensor_shapes,
 )
-from flashgen_runtime.engine.prepare import FoundWeights, Preparation, Recipe, find_weights
 from flashgen_runtime.engine.request import Request
 from flashgen_runtime.engine.streamed_program import StreamedProgram
 from flashgen_runtime.engine.weight_source import has_own_head

@@ -21,9 +21,9 @@ from flashgen_runtime.engine.native_config import (
     dtype_name,
     read_size,
 )
+from flashgen_runtime.engine.native_loading import FoundWeights, Recipe, find_weights
 from flashgen_runtime.engine.native_weights import FORMATS, QUANTIZED_FORMATS
 from flashgen_runtime.engine.pooling import Pooling, pool
-from flashgen_runtime.engine.prepare import FoundWeights, Recipe, find_weights
 from flashgen_runtime.engine.streamed_program import StreamedProgram
 from flashgen_runtime.engine.weight_source import Mark, WeightSource
 from flashgen_runtime.kernels.kv_layer import TILE_SIZE, KVFormat, KVLayer

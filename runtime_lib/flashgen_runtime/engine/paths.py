@@ -13,14 +13,23 @@ from flashgen_runtime.engine.causal_model import CausalModel
 from flashgen_runtime.engine.native_config import reason_against
 from flashgen_runtime.errors import ConfigError
 from flashgen_runtime.kernels.library import current_isa
+from flashgen_runtime.loader.access import WeightAccess
 from flashgen_runtime.loader.checkpoint import read_json
 from flashgen_runtime.logs import fields
 
 log = logging.getLogger(__name__)
 
 
-def load_causal_model(path: Path, config: ModelConfig, engine: EngineConfig) -> CausalModel:
+def load_causal_model(
+    path: Path, config: ModelConfig, engine: EngineConfig, *, access: WeightAccess | None = None
+) -> CausalModel:
     """Loads a checkpoint on the fastest path that it takes; `description` says which and why.
+
+    Args:
+        path: the checkpoint's folder.
+        config: the model.
+        engine: limits of batches.
+        access: where prepared weights lie; `None` packs the checkpoint into private memory.
 
     Raises:
         WeightsError: a file is missing, broken or lies.
@@ -28,7 +37,10 @@ def load_causal_model(path: Path, config: ModelConfig, engine: EngineConfig) -> 
         ConfigError: the path does not have what the configuration asks for.
     """
     reason = _reason_against_native(read_json(path / "config.json"), config)
-    model = _load_native(path, config, engine) if reason is None else _load_transformers(path, config, engine, reason)
+    if reason is None:
+        model = _load_native(path, config, engine, access)
+    else:
+        model = _load_transformers(path, config, engine, reason)
     description = model.description
     if engine.deterministic and not description.is_batch_invariant:
         problem = (
@@ -59,7 +71,7 @@ def _reason_against_native(tree: dict[str, Any], config: ModelConfig) -> str | N
     return None if reason is None else f"the native decoder does not run {reason}"
 
 
-def _load_native(path: Path, config: ModelConfig, engine: EngineConfig) -> CausalModel:
+def _load_native(path: Path, config: ModelConfig, engine: EngineConfig, access: WeightAccess | None) -> CausalModel:
     # Deferred: an interface that only one of the paths needs.
     from flashgen_runtime.engine.native_decoder import load_native
 
@@ -69,6 +81,7 @@ def _load_native(path: Path, config: ModelConfig, engine: EngineConfig) -> Causa
         quantization=config.quantization,
         kv_cache_dtype=engine.kv_cache_dtype,
         max_num_batched_tokens=engine.max_num_batched_tokens,
+        access=access,
     )
 
 

@@ -1,187 +1,24 @@
-"""Makes prepared files of checkpoints, and finds the weights of a native model in the form that is there.
+"""Prepared files of any checkpoint: panels for our own classes, aligned rows for every reader. No transformers."""
 
-A model of our own classes is described by a `Recipe`: which weights it asks for, in its order. The same recipe counts
-bytes, packs into a prepared file, and takes weights out of it.
-"""
-
-import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import re
 from pathlib import Path
-from threading import Thread
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 
-from flashgen_runtime.config import Quantization
-from flashgen_runtime.engine.file_weights import PreparedWeights, RowWeights, panel_tensors
-from flashgen_runtime.engine.native_config import dtype_name
-from flashgen_runtime.engine.weight_source import (
-    CheckpointWeights,
-    CountedWeights,
-    RecordedWeights,
-    WeightSource,
-    without_data,
-)
+from flashgen_runtime.config import DType, Quantization
+from flashgen_runtime.engine.native_config import UnsupportedConfigError, asked_dtype, dtype_name, reason_against
+from flashgen_runtime.engine.native_decoder import decoder_recipe
+from flashgen_runtime.engine.native_encoder import encoder_recipe
+from flashgen_runtime.engine.native_loading import Recipe, make_weights
 from flashgen_runtime.errors import WeightsError
-from flashgen_runtime.kernels.panels import Panels
-from flashgen_runtime.loader.access import WeightAccess
+from flashgen_runtime.kernels.library import current_isa
 from flashgen_runtime.loader.aligned_file import Write
-from flashgen_runtime.loader.prepared import (
-    PreparedFolder,
-    PreparedKind,
-    can_prepare,
-    find_prepared,
-    make_prepared,
-    prepared_folder,
-)
-from flashgen_runtime.loader.reader import OpenFile
+from flashgen_runtime.loader.checkpoint import is_encoder, read_json
+from flashgen_runtime.loader.prepared import Layout, PreparedKind, list_prepared, make_prepared, prepared_folder
 from flashgen_runtime.loader.safetensors_header import SafetensorsHeader
-from flashgen_runtime.loader.store import Store
-from flashgen_runtime.loader.stream import WeightStream
+from flashgen_runtime.loader.store import Store, StoredModel
 from flashgen_runtime.loader.tensors import CheckpointTensors
-from flashgen_runtime.logs import fields
-
-log = logging.getLogger(__name__)
-
-W = TypeVar("W")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe(Generic[W]):
-    """What a native model is made of."""
-
-    # The checkpoint's folder, and its tensors, which are those of the model's configuration.
-    path: Path
-    tensors: CheckpointTensors
-    dtype: torch.dtype
-    quantization: Quantization | None
-
-    # Asks a source for everything, in the order of a forward pass.
-    build: Callable[[WeightSource], W]
-
-    @property
-    def kind(self) -> PreparedKind:
-        return PreparedKind(dtype_name(self.dtype), self.quantization or "", "panels")
-
-    @property
-    def is_as_it_lies(self) -> bool:
-        """Whether the checkpoint's rows are what the kernels may read."""
-        matrices = (name for name in self.tensors.expected if len(self.tensors.shape(name)) == 2)
-        return self.quantization is None and all(self.tensors.dtype(name) is self.dtype for name in matrices)
-
-    def shapes(self) -> "Shapes":
-        """What `build` asks for, without values."""
-        shapes = Shapes({}, {})
-
-        def note(name: str, found: torch.Tensor | Panels) -> None:
-            if isinstance(found, Panels):
-                shapes.linears[name] = without_data(found)
-                shapes.tensors.update(panel_tensors(name, shapes.linears[name]))
-            else:
-                shapes.tensors[name] = found
-
-        self.build(RecordedWeights(CountedWeights(self.tensors), note))
-        return shapes
-
-
-class Shapes(NamedTuple):
-    """The weights of a model on the meta device, in their order."""
-
-    # Every tensor of a prepared file.
-    tensors: dict[str, torch.Tensor]
-    linears: dict[str, Panels]
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors.values())
-
-
-class FoundWeights(NamedTuple, Generic[W]):
-    """A native model's weights."""
-
-    weights: W
-
-    # Of bytes that are on their way; `None`: all are there.
-    stream: WeightStream[OpenFile] | None
-
-    # Makes better ones, where these are the checkpoint's rows.
-    preparation: "Preparation[W] | None" = None
-
-
-class Preparation(Generic[W]):
-    """Makes a prepared file beside the forward passes of a model that runs on its checkpoint's rows."""
-
-    def __init__(self, recipe: Recipe[W], access: WeightAccess, rows: WeightStream[OpenFile]) -> None:
-        """Begins when `rows` have arrived: until then the disk has enough to do."""
-        self._recipe = recipe
-        self._access = access
-        self._is_closed = False
-        self._is_done = False
-        Thread(target=self._run, args=(rows,), name="prepare", daemon=True).start()
-
-    @property
-    def is_done(self) -> bool:
-        """Whether `take` gives weights."""
-        return self._is_done
-
-    def take(self) -> FoundWeights[W] | None:
-        """The weights of the file, once it is there; `None` if somebody has removed it since."""
-        return _find(self._recipe, self._access)
-
-    def close(self) -> None:
-        """Nobody wants the result any more."""
-        self._is_closed = True
-
-    def _run(self, rows: WeightStream[OpenFile]) -> None:
-        path = self._recipe.path
-        try:
-            rows.wait()
-            if self._is_closed:
-                return
-            _, is_new = _make(self._recipe, self._access.store)
-        except WeightsError as error:
-            log.warning("weights stay as they lie", extra=fields(path=str(path), reason=str(error)))
-            return
-        self._is_done = not self._is_closed
-        if is_new:
-            log.info("weights are prepared", extra=fields(path=str(path), kind=self._recipe.kind.file_name))
-
-
-def find_weights(recipe: Recipe[W], access: WeightAccess | None) -> FoundWeights[W]:
-    """The best form of a model's weights that is there: prepared, else the checkpoint's rows, else made now.
-
-    Args:
-        recipe: of the model.
-        access: `None` packs the checkpoint into private memory.
-
-    Raises:
-        WeightsError: a file is missing or broken.
-    """
-    if access is None:
-        return FoundWeights(recipe.build(CheckpointWeights(recipe.tensors)), None)
-    found = _find(recipe, access)
-    if found is not None:
-        return found
-    access.check_checkpoint(recipe.path)
-    folder = prepared_folder(access.store, recipe.path)
-    if recipe.is_as_it_lies:
-        return _rows(recipe, access, will_prepare=can_prepare(folder))
-    if not can_prepare(folder):
-        reason = f"{access.store.root} cannot be written"
-        log.warning("weights are packed at every start", extra=fields(path=str(recipe.path), reason=reason))
-        return FoundWeights(recipe.build(CheckpointWeights(recipe.tensors)), None)
-    log.info("preparing weights", extra=fields(path=str(recipe.path), kind=recipe.kind.file_name))
-    try:
-        _make(recipe, access.store)
-    except WeightsError as error:
-        # A full disk: the model can be served all the same.
-        log.warning("weights are packed at every start", extra=fields(path=str(recipe.path), reason=str(error)))
-        return FoundWeights(recipe.build(CheckpointWeights(recipe.tensors)), None)
-    found = _find(recipe, access)
-    if found is None:
-        raise WeightsError(recipe.path, "was changed while its weights were prepared")
-    return found
 
 
 class PreparedInfo(NamedTuple):
@@ -189,60 +26,113 @@ class PreparedInfo(NamedTuple):
 
     path: Path
     num_bytes: int
-    kind: PreparedKind
-    is_new: bool
+
+    # "auto" in the generic layout: each tensor's own.
+    dtype: str
+
+    # "int8", "int4" or empty.
+    quantization: str
+    layout: Layout
+    is_new: bool = False
 
 
-def make_weights(recipe: Recipe[Any], store: Store) -> PreparedInfo:
-    """The prepared file of a native model, made unless it is there; raises `WeightsError`."""
-    header, is_new = _make(recipe, store)
-    return PreparedInfo(header.path, header.path.stat().st_size, recipe.kind, is_new)
+_FLOATS = frozenset((torch.float64, torch.float32, torch.float16, torch.bfloat16))
+
+# What stands before the layers and behind them, in the names of common architectures.
+_BEFORE = re.compile(r"embed|\bwte\b|\bwpe\b")
+_BEHIND = re.compile(r"lm_head|embed_out|^(model\.|transformer\.|gpt_neox\.)?(final_layer_norm|norm|ln_f)\b")
 
 
-def prepared_path(recipe: Recipe[Any], store: Store) -> Path | None:
-    """The file that `find_weights` would take, if it is there."""
-    header = find_prepared(prepared_folder(store, recipe.path), recipe.kind, recipe.shapes().tensors)
-    return None if header is None else header.path
+def recipe_of(path: Path, *, dtype: DType, quantization: Quantization | None) -> Recipe[Any] | None:
+    """How the weights of a checkpoint are made; `None` where none of our own classes runs it.
 
-
-def _find(recipe: Recipe[W], access: WeightAccess) -> FoundWeights[W] | None:
-    shapes = recipe.shapes()
-    folder = prepared_folder(access.store, recipe.path)
-    header = find_prepared(folder, recipe.kind, shapes.tensors)
-    if header is None:
+    Raises `WeightsError` for a checkpoint that is broken.
+    """
+    tree = read_json(path / "config.json")
+    if current_isa() is None:
         return None
-    if not access.is_sound(header):
-        log.warning("a damaged prepared file is thrown away", extra=fields(path=str(header.path)))
-        header.path.unlink(missing_ok=True)
+    if is_encoder(tree.get("model_type")):
+        try:
+            return encoder_recipe(path, dtype=dtype, quantization=quantization)[1]
+        except UnsupportedConfigError:
+            return None
+    if reason_against(tree) is not None:
         return None
-    source = PreparedWeights(access.open(header.path), shapes.linears, threads=access.threads)
-    return FoundWeights(recipe.build(source), source.start())
+    return decoder_recipe(path, dtype=dtype, quantization=quantization)[1]
 
 
-def _rows(recipe: Recipe[W], access: WeightAccess, *, will_prepare: bool) -> FoundWeights[W]:
-    files = {path: access.open(path) for path in recipe.tensors.files}
-    source = RowWeights(recipe.tensors, files, threads=access.threads)
-    weights = recipe.build(source)
-    rows = source.start()
-    what = "until they are prepared" if will_prepare else f"{access.store.root} cannot be written"
-    log.info("weights are used as they lie, slower from 8 to 48 rows", extra=fields(path=str(recipe.path), why=what))
-    return FoundWeights(weights, rows, Preparation(recipe, access, rows) if will_prepare else None)
+def best_layout(path: Path) -> Layout | None:
+    """What serves a checkpoint faster than its own files on this machine; `None`: nothing does."""
+    return None if recipe_of(path, dtype="auto", quantization=None) is None else "panels"
 
 
-def _make(recipe: Recipe[Any], store: Store) -> tuple[SafetensorsHeader, bool]:
-    folder: PreparedFolder = prepared_folder(store, recipe.path)
-    shapes = recipe.shapes().tensors
+def prepare(
+    path: Path,
+    store: Store,
+    *,
+    dtype: DType = "auto",
+    quantization: Quantization | None = None,
+    layout: Layout = "panels",
+) -> PreparedInfo:
+    """Makes a prepared file of a checkpoint unless it is there.
+
+    Args:
+        path: the checkpoint's folder, in the store or elsewhere.
+        store: where the file goes.
+        dtype: of the weights that are not quantised; "auto" keeps the checkpoint's own.
+        quantization: of the linear layers; for panels only.
+        layout: panels are for checkpoints that our own classes run (`best_layout`).
+
+    Raises:
+        WeightsError: the checkpoint is broken, cannot have this form, or the disk is full.
+    """
+    if layout == "generic":
+        if quantization is not None:
+            raise WeightsError(path, f"`{quantization}` is for our own kernels: the generic layout keeps floats")
+        return _make_generic(path, store, dtype)
+    recipe = recipe_of(path, dtype=dtype, quantization=quantization)
+    if recipe is None:
+        model_type = read_json(path / "config.json").get("model_type")
+        reason = "there are no kernels for this processor" if current_isa() is None else f"it is a `{model_type}`"
+        raise WeightsError(path, f"has no panels: only our own classes use them, and {reason}; prepare it as `generic`")
+    return _info(*make_weights(recipe, store), recipe.kind)
+
+
+def prepared_files(store: Store, model: StoredModel) -> list[PreparedInfo]:
+    """What is prepared of a model of the store, up to date or not."""
+    found = list_prepared(prepared_folder(store, model.path).path)
+    return [PreparedInfo(file.path, file.num_bytes, *file.kind) for file in found]
+
+
+def execution_order(names: list[str]) -> list[str]:
+    """Tensors in about the order of a forward pass: embeddings, layers by number, last norm and head."""
+
+    def key(name: str) -> tuple[int, list[tuple[int, int, str]]]:
+        section = 0 if _BEFORE.search(name) else 2 if _BEHIND.search(name) else 1
+        parts = [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]
+        return section, parts
+
+    return sorted(names, key=key)
+
+
+def _make_generic(path: Path, store: Store, dtype: DType) -> PreparedInfo:
+    tensors = CheckpointTensors(path)
+    wanted = asked_dtype(read_json(path / "config.json"), dtype) if dtype != "auto" else None
+    shapes = {name: _shape(tensors, name, wanted) for name in execution_order(list(tensors.names))}
 
     def give(write: Write) -> None:
-        def write_all(name: str, found: torch.Tensor | Panels) -> None:
-            tensors: Mapping[str, torch.Tensor] = (
-                panel_tensors(name, found) if isinstance(found, Panels) else {name: found}
-            )
-            for each, tensor in tensors.items():
-                write(each, tensor)
+        for name, shape in shapes.items():
+            write(name, tensors.read(name).to(shape.dtype))
 
-        recipe.build(RecordedWeights(CheckpointWeights(recipe.tensors), write_all))
-        if prepared_folder(store, recipe.path).identity != folder.identity:
-            raise WeightsError(recipe.path, "was changed while its weights were prepared")
+    kind = PreparedKind("auto" if wanted is None else dtype_name(wanted), "", "generic")
+    return _info(*make_prepared(prepared_folder(store, path), kind, shapes, give), kind)
 
-    return make_prepared(folder, recipe.kind, shapes, give)
+
+def _info(header: SafetensorsHeader, is_new: bool, kind: PreparedKind) -> PreparedInfo:  # noqa: FBT001 (unpacked)
+    return PreparedInfo(header.path, header.path.stat().st_size, *kind, is_new)
+
+
+def _shape(tensors: CheckpointTensors, name: str, wanted: torch.dtype | None) -> torch.Tensor:
+    dtype = tensors.dtype(name)
+    is_converted = wanted is not None and dtype in _FLOATS
+    return torch.empty(tensors.shape(name), dtype=wanted if is_converted else dtype, device="meta")

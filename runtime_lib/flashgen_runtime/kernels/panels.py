@@ -65,7 +65,7 @@ _FORMATS = {dtype: weight_format for weight_format, dtype in _DTYPES.items()}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Panels:
-    """The weights of one linear layer. Immutable; made by `pack`, `pack_fused` or `in_place`, or read from a file that holds them."""
+    """The weights of one linear layer. Immutable; made by `pack`, `pack_fused` or `in_place`, or from a file."""
 
     format: WeightFormat
     in_features: int

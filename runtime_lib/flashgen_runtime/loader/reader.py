@@ -77,17 +77,23 @@ class OpenFile(ABC):
 
         A copy has what has arrived until then: `range_of` says what should have.
         """
-        entry = self.header.tensors[name]
-        dtype = _torch_dtype(self.path, name, entry)
         start, end = self.range_of(name)
-        flat = self.region.tensor[start:end]
-        if flat.data_ptr() % dtype.itemsize:
-            flat = flat.clone()
-        return flat.view(dtype).view(entry.shape) if flat.numel() else torch.empty(entry.shape, dtype=dtype)
+        return self._shaped(name, self.region.tensor[start:end])
+
+    def take(self, name: str) -> torch.Tensor:
+        """As `tensor`, at most once for each name, and nothing else of the file lies there any more.
+
+        Its pages are given back with it, and not with the last tensor of the file.
+        """
+        return self._shaped(name, self.region.lend(*self.range_of(name)))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors, in the order in which they lie."""
         return {name: self.tensor(name) for name in in_file_order(self.header)}
+
+    def dtype(self, name: str) -> torch.dtype:
+        """A tensor's dtype; raises `WeightsError` where torch does not have it."""
+        return torch_dtype(self.path, name, self.header.tensors[name])
 
     def range_of(self, name: str) -> tuple[int, int]:
         """Where a tensor begins and ends, in bytes from the file's beginning."""
@@ -109,6 +115,13 @@ class OpenFile(ABC):
     @abstractmethod
     def end(self) -> None:
         """Closes the file; the memory stays."""
+
+    def _shaped(self, name: str, flat: torch.Tensor) -> torch.Tensor:
+        entry = self.header.tensors[name]
+        dtype = self.dtype(name)
+        if flat.data_ptr() % dtype.itemsize:
+            flat = flat.clone()
+        return flat.view(dtype).view(entry.shape) if flat.numel() else torch.empty(entry.shape, dtype=dtype)
 
 
 class MappedFile(OpenFile):
@@ -247,7 +260,8 @@ def _named_errors(path: Path) -> Iterator[None]:
         raise WeightsError(path, problem) from error
 
 
-def _torch_dtype(path: Path, name: str, entry: TensorEntry) -> torch.dtype:
+def torch_dtype(path: Path, name: str, entry: TensorEntry) -> torch.dtype:
+    """A tensor's dtype; raises `WeightsError` for one that torch does not have."""
     try:
         return DTYPES[entry.dtype]
     except KeyError as error:

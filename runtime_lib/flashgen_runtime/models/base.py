@@ -21,6 +21,10 @@ class ModelMemory(NamedTuple):
         return sum(self)
 
 
+# Of fakes.
+NO_MEMORY = ModelMemory(0, 0, 0)
+
+
 class ServedModel(Protocol):
     """A model that takes requests and answers them step by step."""
 
