@@ -25,9 +25,9 @@ _SCALE_BYTES = 2 * _FLOAT_BYTES
 _ACTIVATIONS = 24
 
 
-def weight_bytes(path: Path, *, dtype: DType, quantization: Quantization | None) -> int:
+def weight_bytes(path: Path, *, dtype: DType, quantization: Quantization | None, device: str = "cpu") -> int:
     """Bytes of a model's weights when it is loaded; raises `WeightsError`."""
-    recipe = recipe_of(path, dtype=dtype, quantization=quantization)
+    recipe = recipe_of(path, dtype=dtype, quantization=quantization) if device == "cpu" else None
     return recipe.shapes().num_bytes if recipe is not None else _checkpoint_bytes(path, dtype)
 
 

@@ -54,7 +54,7 @@ def locate_model(config: ModelConfig, access: WeightAccess, models_folder: Path)
 def measure_model(config: ModelConfig, engine: EngineConfig, path: Path) -> ModelMemory:
     """What a model will take, from its configuration and headers; raises `WeightsError` or `ConfigError`."""
     _check_task(path, config.task)
-    counted = weight_bytes(path, dtype=config.dtype, quantization=config.quantization)
+    counted = weight_bytes(path, dtype=config.dtype, quantization=config.quantization, device=config.device)
     if config.weight_bytes not in (None, counted):
         log.warning(
             "the checkpoint is not the one that the project was built for: build it again",
