@@ -10,7 +10,8 @@ from flashgen_runtime.config import WeightsConfig
 from flashgen_runtime.errors import WeightsError
 from flashgen_runtime.loader.aligned_file import CHECKSUM_KEY
 from flashgen_runtime.loader.memory import DEFAULT_THREADS
-from flashgen_runtime.loader.reader import OpenFile, open_arena, open_mapped
+from flashgen_runtime.loader.opening import Mode, open_weights
+from flashgen_runtime.loader.reader import OpenFile
 from flashgen_runtime.loader.safetensors_header import SafetensorsHeader
 from flashgen_runtime.loader.store import MANIFEST_NAME, READ_BYTES, Store, default_root
 
@@ -23,7 +24,7 @@ class WeightAccess:
     store: Store
 
     # "auto" maps what lies in the store and reads all else into private memory, where nobody can change it.
-    loader: Literal["auto", "map", "arena"] = "auto"
+    loader: Mode = "auto"
     threads: int = DEFAULT_THREADS
     verify: Literal["none", "size", "sha256"] = "size"
 
@@ -36,18 +37,13 @@ class WeightAccess:
 
     def open(self, path: Path) -> OpenFile:
         """A file of weights, nothing of it fetched yet; raises `WeightsError`."""
-        is_mapped = self.loader == "map" or (self.loader == "auto" and self.is_in_store(path))
-        return open_mapped(path) if is_mapped else open_arena(path)
-
-    def is_in_store(self, path: Path) -> bool:
-        """Whether nobody changes the file."""
-        return path.is_relative_to(self.store.root)
+        return open_weights(path, self.loader)
 
     def check_checkpoint(self, path: Path) -> None:
         """Compares a model of the store with its manifest as far as `verify` says; raises `WeightsError`."""
-        if self.verify == "none" or not self.is_in_store(path) or not (path / MANIFEST_NAME).is_file():
+        if self.verify == "none" or not (path / MANIFEST_NAME).is_file():
             return
-        model = self.store.get(path.name)
+        model = Store(path.parent.parent).get(path.name)
         if self.verify == "sha256":
             self.store.verify(model)
             return
