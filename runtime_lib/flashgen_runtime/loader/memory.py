@@ -9,6 +9,7 @@ import ctypes
 import errno
 import mmap
 import os
+import weakref
 from collections.abc import Iterator
 
 import torch
@@ -18,6 +19,7 @@ STRIPE_BYTES = 8 << 20
 DEFAULT_THREADS = 4
 
 # From <linux/mman.h>; Python names only some of them.
+_MADV_DONTNEED = 4
 _MADV_HUGEPAGE = 14
 _MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
@@ -55,6 +57,20 @@ class Region:
     def buffer(self, start: int, end: int) -> memoryview:
         """The bytes `start` : `end`, to be read into."""
         return memoryview(self._memory)[start:end]
+
+    def lend(self, start: int, end: int) -> torch.Tensor:
+        """[end - start], uint8: a range whose whole pages are given back with the last tensor over it.
+
+        Nothing else of the region may be used where a lent tensor was: for arenas there are zeros afterwards.
+        """
+        if start == end:
+            return torch.empty(0, dtype=torch.uint8)
+        owner = (ctypes.c_uint8 * (end - start)).from_address(self._address + start)
+        pages = rounded_up(start), end // PAGE_BYTES * PAGE_BYTES
+        given_back = weakref.finalize(owner, _give_back, self._memory, self._address, *pages)
+        # The system takes all of a process's memory at its end.
+        given_back.atexit = False
+        return torch.frombuffer(owner, dtype=torch.uint8)
 
     def populate(self, start: int, end: int) -> bool:
         """Brings the pages of `start` : `end` into memory; whether the system knows how to.
@@ -103,6 +119,12 @@ def stripes_of(start: int, end: int, stripe_bytes: int = STRIPE_BYTES) -> Iterat
 def rounded_up(size: int) -> int:
     """The next multiple of the page size."""
     return -(-size // PAGE_BYTES) * PAGE_BYTES
+
+
+def _give_back(memory: mmap.mmap, address: int, start: int, end: int) -> None:
+    # The mapping lives as long as something may be given back.
+    del memory
+    _advise(address + start, max(0, end - start), _MADV_DONTNEED)
 
 
 def _advise(address: int, size: int, advice: int) -> int:

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 from flashgen_runtime.loader.reader import OpenFile, open_arena, open_mapped
-from flashgen_runtime.loader.store import MANIFEST_NAME
 
 Mode = Literal["auto", "map", "arena"]
 
-# The folder of a store whose folders hold prepared files.
-_PREPARED = "prepared"
+# What a store calls them, which this module does not import: reading a file takes none of its networking.
+MANIFEST_NAME = "flashgen-manifest.json"
+PREPARED_FOLDER = "prepared"
 
 
 def open_weights(path: Path, mode: Mode = "auto") -> OpenFile:
@@ -28,5 +28,5 @@ def open_weights(path: Path, mode: Mode = "auto") -> OpenFile:
 def is_store_file(path: Path) -> bool:
     """Whether it lies in a store and nobody may write it."""
     path = path.resolve()
-    is_stored = (path.parent / MANIFEST_NAME).is_file() or path.parent.parent.name == _PREPARED
+    is_stored = (path.parent / MANIFEST_NAME).is_file() or path.parent.parent.name == PREPARED_FOLDER
     return is_stored and path.is_file() and not stat.S_IMODE(path.stat().st_mode) & 0o222

@@ -93,6 +93,11 @@ class WeightStream(Generic[F]):
         return self
 
     @property
+    def files(self) -> Sequence[F]:
+        """Empty when it has ended."""
+        return self._plan.files
+
+    @property
     def is_complete(self) -> bool:
         """Whether all bytes have arrived and no file has changed meanwhile."""
         return self._is_complete
