@@ -96,4 +96,6 @@ def _load(path: Path, config: ModelConfig, engine: EngineConfig, access: WeightA
     from flashgen_runtime.engine.encoder import Encoder
     from flashgen_runtime.loader.materialize import load_model
 
-    return Encoder(load_model(path, dtype=config.dtype, device=config.device), pooling=pooling, path_reason=reason)
+    options = {} if access is None else {"open_file": access.open, "threads": access.threads}
+    model = load_model(path, dtype=config.dtype, device=config.device, **options)
+    return Encoder(model, pooling=pooling, path_reason=reason)

@@ -78,9 +78,12 @@ def prepared_folder(store: Store, checkpoint: Path) -> PreparedFolder:
 
 
 def find_prepared(
-    folder: PreparedFolder, kind: PreparedKind, shapes: Mapping[str, torch.Tensor]
+    folder: PreparedFolder, kind: PreparedKind, shapes: Mapping[str, torch.Tensor] | None = None
 ) -> SafetensorsHeader | None:
-    """The file of this kind if it is there, whole, up to date and holds just these tensors; else `None`."""
+    """The file of this kind if it is there, whole, up to date and holds just these tensors; else `None`.
+
+    Without `shapes` the caller looks at the tensors.
+    """
     path = folder.path / kind.file_name
     if not path.is_file():
         return None
@@ -89,11 +92,16 @@ def find_prepared(
     except WeightsError:
         return None
     is_current = header.metadata.get(DIGEST_KEY) == _digest(folder, kind)
-    return header if is_current and _holds(header, shapes) else None
+    return header if is_current and (shapes is None or _holds(header, shapes)) else None
 
 
 def make_prepared(
-    folder: PreparedFolder, kind: PreparedKind, shapes: Mapping[str, torch.Tensor], give: Callable[[Write], None]
+    folder: PreparedFolder,
+    kind: PreparedKind,
+    shapes: Mapping[str, torch.Tensor],
+    give: Callable[[Write], None],
+    *,
+    metadata: Mapping[str, str] | None = None,
 ) -> tuple[SafetensorsHeader, bool]:
     """The file of this kind, made unless it is there; of several that ask at once one makes it.
 
@@ -102,6 +110,7 @@ def make_prepared(
         kind: what to make.
         shapes: the tensors in their order, on any device.
         give: hands out their values, as `write_aligned` wants it.
+        metadata: what the file says besides.
 
     Returns:
         Its header, and whether it was made now. Raises `WeightsError` if it cannot be written.
@@ -114,13 +123,13 @@ def make_prepared(
             if found is not None:
                 return found, False
             _remove_parts(path)
-            metadata = {
+            own = {
                 "format": "pt",
                 LAYOUT_KEY: LAYOUT,
                 DIGEST_KEY: _digest(folder, kind),
                 CHECKPOINT_KEY: folder.checkpoint,
             }
-            write_aligned(path, shapes, metadata, give, mode=_READ_ONLY)
+            write_aligned(path, shapes, own | dict(metadata or {}), give, mode=_READ_ONLY)
     except OSError as error:
         raise WeightsError(error.filename or path, f"cannot be written: {error.strerror or error}") from error
     return read_header(path), True
