@@ -7,26 +7,18 @@ float32 scales beside it for each head; a sequence takes whole blocks. 0 for enc
 from collections.abc import Mapping
 from typing import Any
 
+from flashgen.config_fields import CONTEXT, HEADS, HIDDEN, LAYERS, is_encoder, number, text_config
 from flashgen.native_shapes import decoder_shape
-from flashgen.weight_sizes import text_config
 
 # Of a checkpoint that does not say how many positions it has.
 ASSUMED_CONTEXT = 4096
 
 _SCALES_BYTES = 2 * 4
 
-# The same number under the names that families have for it.
-_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
-_HEADS = ("num_attention_heads", "n_head", "num_heads")
-_HIDDEN = ("hidden_size", "n_embd", "d_model")
-_CONTEXT = ("max_position_embeddings", "n_positions")
-
-_ENCODER_FAMILY = "bert"
-
 
 def context_limit(config: Mapping[str, Any]) -> int:
     """Tokens that a checkpoint has positions for, or an assumption."""
-    return _number(text_config(config), _CONTEXT) or ASSUMED_CONTEXT
+    return number(text_config(config), CONTEXT) or ASSUMED_CONTEXT
 
 
 def token_kv_bytes(config: Mapping[str, Any], *, value_bytes: int, kv_cache_dtype: str) -> int:
@@ -37,7 +29,7 @@ def token_kv_bytes(config: Mapping[str, Any], *, value_bytes: int, kv_cache_dtyp
         value_bytes: of one value in the model's dtype.
         kv_cache_dtype: "int8", or "auto" for the model's dtype.
     """
-    if config.get("model_type") == _ENCODER_FAMILY:
+    if is_encoder(config):
         return 0
     num_heads, head_size = _kv_heads(text_config(config))
     head_bytes = 2 * head_size + _SCALES_BYTES if kv_cache_dtype == "int8" else 2 * head_size * value_bytes
@@ -53,16 +45,10 @@ def _kv_heads(config: Mapping[str, Any]) -> tuple[int, int]:
     """Heads of keys and values in all layers together, and the size of one."""
     if (native := decoder_shape(config)) is not None:
         return native.num_layers * native.num_kv_heads, native.head_size
-    num_layers, num_heads = _number(config, _LAYERS), _number(config, _HEADS)
+    num_layers, num_heads = number(config, LAYERS), number(config, HEADS)
     if num_layers is None or num_heads is None:
         return 0, 0
     is_multi_query = config.get("model_type") == "gpt_bigcode" and bool(config.get("multi_query", True))
-    num_kv_heads = 1 if is_multi_query else _number(config, ("num_key_value_heads",)) or num_heads
-    head_size = _number(config, ("head_dim",)) or (_number(config, _HIDDEN) or 0) // num_heads
+    num_kv_heads = 1 if is_multi_query else number(config, ("num_key_value_heads",)) or num_heads
+    head_size = number(config, ("head_dim",)) or (number(config, HIDDEN) or 0) // num_heads
     return num_layers * num_kv_heads, head_size
-
-
-def _number(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
-    """The first of the fields that holds a positive number."""
-    values = (config.get(name) for name in names)
-    return next((value for value in values if type(value) is int and value > 0), None)

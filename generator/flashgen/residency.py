@@ -26,6 +26,12 @@ def weight_settings(declared: WeightsSpec) -> WeightSettings:
     )
 
 
+def file_bytes(models: Sequence[ResolvedModel]) -> int | None:
+    """Of all files with weights of these models; `None` where one could not be counted."""
+    sizes = [model.sizes for model in models if model.sizes is not None]
+    return sum(size.file_bytes for size in sizes) if len(sizes) == len(models) else None
+
+
 def swap_settings(
     declared: SwapSpec,
     models: Sequence[ResolvedModel],
@@ -45,7 +51,9 @@ def swap_settings(
     preload = tuple(model.id for model in models[:max_loaded])
     if declared.preload is not None:
         preload = tuple(ids[name] for name in declared.preload)
-    seconds, reason = sizing.load_timeout(resources)
+    sizes = [model.sizes for model in models if model.sizes is not None]
+    largest = max(size.file_bytes for size in sizes) if len(sizes) == len(models) else None
+    seconds, reason = sizing.load_timeout(resources, file_bytes=largest)
     return SwapSettings(
         max_loaded=max_loaded,
         evict=declared.evict or "lru",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from flashgen.checkpoint_sizes import CheckpointSizes as CheckpointSizes
 from flashgen.memory_sizes import MemoryBudget as MemoryBudget
+from flashgen.memory_sizes import VolumeSize as VolumeSize
 from flashgen.sizing import EngineSizes as EngineSizes
 from flashgen.sizing import ResolvedResources as ResolvedResources
 from flashgen.sizing import Shutdown as Shutdown
@@ -128,6 +129,7 @@ class ResolvedServer(NamedTuple):
     sizes: EngineSizes
     weights: WeightSettings
     swap: SwapSettings
+    volume: VolumeSize
 
     # CPU threads for tensor operations.
     threads: int
@@ -141,6 +143,16 @@ class ResolvedServer(NamedTuple):
     startup_seconds: int
     startup_reason: str
     shutdown: Shutdown
+
+    @property
+    def volume_folder(self) -> str:
+        """Where the server's volume lies in the container."""
+        return self.weights.path or "/cache"
+
+    @property
+    def store_folder(self) -> str:
+        """Where pulled and prepared files lie on the volume."""
+        return self.weights.path or "/cache/store"
 
     @property
     def facts(self) -> frozenset[str]:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flashgen.config_fields import text_config
 from flashgen.native_shapes import DecoderShape, EncoderShape, decoder_shape, encoder_shape
 from flashgen.panel_sizes import linear_bytes
 from flashgen.safetensors_headers import TensorInfo, have_equal_bytes, read_tensors
@@ -74,12 +75,6 @@ def weight_sizes(
     value_bytes = FLOAT_BYTES[asked] if asked else _value_bytes(next(iter(tensors.values())))
     count = sum(_loaded_bytes(tensor, value_bytes) for tensor in tensors.values())
     return WeightSizes(file_bytes, count, value_bytes)
-
-
-def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of the part that generates text, in a model that has several."""
-    inner = config.get("text_config")
-    return inner if isinstance(inner, Mapping) else config
 
 
 def _asked_dtype(config: Mapping[str, Any], dtype: str) -> str | None:

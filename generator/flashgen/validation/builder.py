@@ -20,7 +20,7 @@ from flashgen.spec import (
 )
 from flashgen.types import parse_type
 from flashgen.units import parse_bytes, parse_cuda_capability, parse_duration
-from flashgen.validation.facts import Facts, ModelFacts, ServerFacts
+from flashgen.validation.facts import Facts, ModelEntry, ModelFacts, ServerFacts
 from flashgen.validation.nodes import Node
 from flashgen.validation.problems import Problems
 from flashgen.validation.server_rules import secret_name
@@ -113,13 +113,16 @@ class _Builder:
             place=self.problems.value_place(model.uri_path),
         )
 
+    def entry(self, entry: ModelEntry) -> ModelReference | ModelSpec:
+        if entry.model.slug is None:
+            return self.model(entry.model)
+        return ModelReference(slug=entry.model.slug, place=self.problems.value_place(entry.path))
+
     def server(self, server: ServerFacts) -> ServerSpec:
-        node, model = server.node, server.model
-        assert model is not None, "the schema requires it"
-        place = self.problems.value_place(node.at("model"))
+        node = server.node
         return ServerSpec(
             name=node.get("name"),
-            models=(ModelReference(slug=model.slug, place=place) if model.slug is not None else self.model(model),),
+            models=tuple(self.entry(entry) for entry in server.entries),
             resources=_resources(node.get("resources") or {}),
             engine=_engine(node.get("engine") or {}),
             weights=_weights(node.get("weights") or {}),
