@@ -13,7 +13,7 @@ from enum import IntEnum
 
 import torch
 
-from flashgen_runtime.kernels.huge_pages import empty_bytes
+from flashgen_runtime.kernels.huge_pages import zero_bytes
 from flashgen_runtime.kernels.library import CLinear, address, current_isa, library
 from flashgen_runtime.kernels.linear_twin import (
     Rounded,
@@ -274,7 +274,7 @@ def _pack_panels(
 
     out_features, in_features = weight.shape
     shape = (weight_format, in_features, out_features, group_size)
-    data = empty_bytes(kernels.linear_panel_bytes(*shape))
+    data = zero_bytes(kernels.linear_panel_bytes(*shape))
     scales = torch.empty(kernels.linear_num_scales(*shape)) if weight_format.is_quantized else None
     kernels.linear_pack(
         weight_format,
