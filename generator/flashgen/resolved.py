@@ -145,6 +145,13 @@ class ResolvedServer(NamedTuple):
     shutdown: Shutdown
 
     @property
+    def local_models(self) -> tuple[ResolvedModel, ...]:
+        """One model for each local folder: several may be made of one."""
+        return tuple({model.folder: model for model in reversed(self.models) if model.folder is not None}.values())[
+            ::-1
+        ]
+
+    @property
     def volume_folder(self) -> str:
         """Where the server's volume lies in the container."""
         return self.weights.path or "/cache"
@@ -161,6 +168,7 @@ class ResolvedServer(NamedTuple):
             "local_models": any(model.folder for model in self.models),
             "hub_models": any(model.repository for model in self.models),
             "gpu": self.resources.gpus > 0,
+            "store": self.weights.path is not None,
             "env": bool(self.env),
             "secrets": bool(self.secrets),
         }
@@ -203,6 +211,11 @@ class ResolvedApi(NamedTuple):
     inputs: tuple[ResolvedField, ...]
     outputs: tuple[ResolvedField, ...]
     servers: tuple[ResolvedServer, ...]
+
+    @property
+    def model_ids(self) -> tuple[UserText, ...]:
+        """Of all models that it reaches, each once."""
+        return tuple(dict.fromkeys(model.id for server in self.servers for model in server.models))
 
 
 class ResolvedProject(NamedTuple):
