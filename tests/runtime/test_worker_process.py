@@ -31,14 +31,14 @@ import threading
 from flashgen_runtime.errors import WeightsError
 from flashgen_runtime.messages import ModelStatus
 from flashgen_runtime.models.text_generation import TextGenerationModel
-from flashgen_runtime.testing import CharacterTokenizer, FakeEngine
+from flashgen_runtime.testing import CharacterTokenizer, FakeEngine, FakeLibrary
 from flashgen_runtime.worker import main
 
 def load(config):
     {load}
 
 main.LISTENER_SECONDS = {listener_seconds}
-main.run_worker_with("fake", lambda server, settings: load)
+main.run_worker_with("fake", lambda server, settings: FakeLibrary(server, load=load))
 """
 TRUNCATED = "raise WeightsError('model.safetensors', 'is truncated')"
 ENDLESS = "threading.Event().wait()"

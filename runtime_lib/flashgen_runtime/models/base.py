@@ -66,6 +66,9 @@ class ServedModel(Protocol):
 class Library(Protocol):
     """Where a worker's models come from. Every call blocks, and may run in any thread."""
 
+    def is_on_disk(self, config: ModelConfig) -> bool:
+        """Whether `locate` would find the checkpoint, or what is wrong with it, without fetching anything."""
+
     def locate(self, config: ModelConfig) -> Path:
         """The folder of a model's checkpoint, fetched if need be: takes disk, no memory.
 
