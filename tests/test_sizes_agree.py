@@ -14,13 +14,17 @@ from flashgen.checkpoint_sizes import CheckpointSizes, checkpoint_sizes
 from flashgen.checkpoints import Checkpoint
 from flashgen.panel_sizes import VALUES_OF_WORD, linear_bytes
 from flashgen_runtime.config import FolderSource, ModelConfig
-from flashgen_runtime.engine import sizes as runtime_sizes
+from flashgen_runtime.engine.sizes import sequence_kv_bytes
 from flashgen_runtime.kernels.panels import WeightFormat, pack
 from flashgen_runtime.messages import GenerationParams
+from flashgen_runtime.models.registry import measure_model
 from tests.golden_trees import SAMPLES
 from tests.runtime_models import NATIVE_FAMILIES, PAGED_FAMILIES, sizes, tiny_config
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# Of a KV cache that some of the models cannot fill.
+KV_CACHE_BYTES = (1 << 20) + 5
+
 QUANTIZATIONS = (None, "int8", "int4")
 OTHERS = tuple(family for family in PAGED_FAMILIES if family not in NATIVE_FAMILIES)
 
@@ -68,13 +72,14 @@ def counted(
 
 
 def agree(folder: Path, *, max_context: int | None = None, kv_cache_dtype: Any = "auto", **asked: Any) -> None:
-    """Asserts that both count the same."""
+    """Asserts that both count the same: weights, KV cache and buffers, and one sequence."""
     of_compiler = counted(folder, max_context=max_context, kv_cache_dtype=kv_cache_dtype, **asked)
-    settings = {"dtype": "auto", "quantization": None, **asked}
+    engine = sizes(kv_cache_dtype=kv_cache_dtype, kv_cache_bytes=KV_CACHE_BYTES, max_num_seqs=4)
+    is_encoder = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "bert"
     model = ModelConfig(
         id="model",
         aliases=(),
-        task="text-generation",
+        task="feature-extraction" if is_encoder else "text-generation",
         source=FolderSource(folder="model"),
         device="cpu",
         max_context=max_context,
@@ -83,15 +88,17 @@ def agree(folder: Path, *, max_context: int | None = None, kv_cache_dtype: Any =
         prefetch=(),
         weight_bytes=None,
         sequence_kv_bytes=None,
-        **settings,
+        **{"dtype": "auto", "quantization": None, **asked},
     )
 
-    of_runtime = (
-        runtime_sizes.weight_bytes(folder, **settings),
-        runtime_sizes.sequence_kv_bytes(folder, model, sizes(kv_cache_dtype=kv_cache_dtype)),
-    )
+    memory = measure_model(model, engine, folder)
 
-    assert (of_compiler.weight_bytes, of_compiler.sequence_kv_bytes) == of_runtime
+    assert of_compiler.weight_bytes == memory.weight_bytes
+    assert of_compiler.kv_cache_bytes(KV_CACHE_BYTES, max_num_seqs=4) == memory.kv_cache_bytes
+    assert of_compiler.sequence_kv_bytes == sequence_kv_bytes(folder, model, engine)
+    assert memory.workspace_bytes == of_compiler.buffer_bytes(
+        max_num_seqs=4, max_num_batched_tokens=engine.max_num_batched_tokens
+    )
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
