@@ -7,7 +7,7 @@ because its own downloads throw an unfinished part away when the process ends.
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flashgen_runtime.errors import DownloadError, WeightsError
 from flashgen_runtime.loader.checkpoint import HUB_PATTERNS, first_line
@@ -57,7 +57,13 @@ class HubSource:
     def _download(self, file: RemoteFile, start: int) -> Iterator[bytes]:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
-        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+        # Exported without saying so.
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]
+            build_hf_headers,
+            get_session,
+            hf_raise_for_status,
+        )
 
         # Compressed bytes could not be counted, and a range of them means nothing.
         headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={start}-"}
@@ -124,7 +130,7 @@ def _hub_errors(name: str, problem: str) -> Iterator[None]:
     )
 
     # httpx in version 1, httpx2 in version 2.
-    transport_error = HfHubHTTPError.__mro__[1]
+    transport_error = cast(type[Exception], HfHubHTTPError.__mro__[1])
     try:
         yield
     except GatedRepoError as error:

@@ -39,6 +39,7 @@ __all__ = [
     "StoreError",
     "StoredFile",
     "StoredModel",
+    "UnknownModelError",
     "default_root",
     "sha256_of",
     "stored_name",
@@ -50,6 +51,15 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 # Folders that wait for their last file to be removed.
 _GRAVE = ".removed-"
+
+
+class UnknownModelError(StoreError):
+    """The store has no such model."""
+
+    def __init__(self, wanted: str, known: list[str]) -> None:
+        super().__init__(f"the store has no model `{wanted}`; it has: {', '.join(known) or 'none'}")
+        self.wanted = wanted
+        self.known = known
 
 
 class Store:
@@ -88,12 +98,11 @@ class Store:
         return next(iter(self.find_all(uri, revision)), None)
 
     def get(self, uri: str, revision: str | None = None) -> StoredModel:
-        """As `find`; raises `StoreError` if there is none."""
+        """As `find`; raises `UnknownModelError` if there is none."""
         model = self.find(uri, revision)
         if model is None:
             wanted = uri if revision is None else f"{uri}@{revision}"
-            known = ", ".join(sorted({model.manifest.uri for model in self.models()})) or "none"
-            raise StoreError(f"the store has no model `{wanted}`; it has: {known}")
+            raise UnknownModelError(wanted, sorted({model.manifest.uri for model in self.models()}))
         return model
 
     def pull(
