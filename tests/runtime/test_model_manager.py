@@ -276,7 +276,7 @@ def test_where_nothing_is_evicted_a_request_is_refused_at_once():
                 await use(manager, "b")
             return caught.value.kind, states(manager)
 
-    assert asyncio.run(main()) == ("unavailable", "luu")
+    assert asyncio.run(main()) == ("overloaded", "luu")
 
 
 def test_a_model_in_use_is_not_evicted():

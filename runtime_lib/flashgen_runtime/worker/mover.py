@@ -218,7 +218,7 @@ class Mover:
         swap = self._server.swap
         if swap.evict == "never" and swap.idle_timeout_seconds is None:
             message = f"there is no room for the model `{slot.id}`, and no other is unloaded for it"
-            slot.refuse_all(RequestError(message, kind="unavailable"))
+            slot.refuse_all(RequestError(message, kind="overloaded"))
 
     def _set_closing(self, closing: set[Slot], now: float) -> None:
         for slot in self._slots.values():
