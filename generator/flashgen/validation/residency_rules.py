@@ -156,7 +156,7 @@ def _check_prefetched(
 
 def _report_unknown(path: NodePath, name: str, server: ServerFacts, problems: Problems) -> None:
     message = f"{quote(name)} is not a model of server {quote(server.name)}"
-    known = [name for model in server.models if (name := model.slug or model.id)]
+    known = [own for model in server.models if (own := model.slug or model.id)]
     problems.at_value(path, "FG103", message, hint=reference_hint(name, known, "models"))
 
 
