@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from flashgen_runtime.config import EngineConfig, ModelConfig
 from flashgen_runtime.engine.causal_model import ModelDescription
@@ -96,6 +96,6 @@ def _load(path: Path, config: ModelConfig, engine: EngineConfig, access: WeightA
     from flashgen_runtime.engine.encoder import Encoder
     from flashgen_runtime.loader.materialize import load_model
 
-    options = {} if access is None else {"open_file": access.open, "threads": access.threads}
+    options: dict[str, Any] = {} if access is None else {"open_file": access.open, "threads": access.threads}
     model = load_model(path, dtype=config.dtype, device=config.device, **options)
     return Encoder(model, pooling=pooling, path_reason=reason)

@@ -250,8 +250,8 @@ class NativeEncoder:
     def _take(self, found: FoundWeights[EncoderWeights]) -> None:
         """Runs on these weights from now on."""
         self._found = found
-        self._streamed = StreamedProgram(Program(self._max_tokens), found.stream)
-        self._hidden = _build(self._streamed, self._config, found.weights, self._keys_values)
+        self._streamed: StreamedProgram = StreamedProgram(Program(self._max_tokens), found.stream)
+        self._hidden: torch.Tensor = _build(self._streamed, self._config, found.weights, self._keys_values)
 
 
 def flatten_texts(sequences: Sequence[Sequence[int]], *, sample_rows: Sequence[int] = ()) -> FlatTokens:
