@@ -55,7 +55,7 @@ def _resolve_server(
     rpc_port: int,
 ) -> ResolvedServer:
     name = server_name(server, spec)
-    resources = _resources(server.resources)
+    resources = _resources(server.resources, models_of(server, spec))
     engine = _engine(server.engine)
     sizes = sizing.engine_sizes(
         resources,
@@ -144,11 +144,18 @@ def _engine(declared: EngineSpec) -> EngineSettings:
     )
 
 
-def _resources(declared: ResourcesSpec) -> ResolvedResources:
+def _resources(declared: ResourcesSpec, models: Sequence[ModelSpec]) -> ResolvedResources:
     return ResolvedResources(
         cpus=declared.cpus if declared.cpus is not None else sizing.DEFAULT_CPUS,
         memory_bytes=declared.memory_bytes if declared.memory_bytes is not None else sizing.DEFAULT_MEMORY_BYTES,
-        gpus=declared.gpus or 0,
+        gpus=declared.gpus if declared.gpus is not None else max(_cards_for(model.device) for model in models),
         gpu_memory_bytes=declared.gpu_memory_bytes,
         gpu_cuda_capability=declared.gpu_cuda_capability,
     )
+
+
+def _cards_for(device: str | None) -> int:
+    """Cards that a server needs for a model's device, where the spec reserves none: `cuda:1` is the second."""
+    if device is None or device == "cpu":
+        return 0
+    return int(device.partition(":")[2] or 0) + 1
