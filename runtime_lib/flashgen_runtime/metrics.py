@@ -65,6 +65,8 @@ host_cache_misses_total = Counter("flashgen_host_cache_misses_total", "Loads who
 # How a worker starts.
 
 cold_start_seconds = Gauge(
-    "flashgen_cold_start_seconds", "From the start of the process to its first token, by what it was spent on.", ["stage"]
+    "flashgen_cold_start_seconds",
+    "From the start of the process to its first token, by what it was spent on.",
+    ["stage"],
 )
 worker_restarts = Gauge("flashgen_worker_restarts", "How often the worker crashed and was forked anew.")

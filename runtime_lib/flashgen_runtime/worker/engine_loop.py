@@ -13,7 +13,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, NamedTuple
 
-from flashgen_runtime import metrics
+from flashgen_runtime import metrics, timings
 from flashgen_runtime.errors import RequestError
 from flashgen_runtime.messages import Reply, RequestFailure
 from flashgen_runtime.models.base import ServedModel
@@ -199,7 +199,9 @@ class EngineLoop:
             return
         self._beat()
         metrics.steps_total.labels(model.status.id).inc()
-        metrics.step_seconds.labels(model.status.id).observe(time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        metrics.step_seconds.labels(model.status.id).observe(seconds)
+        timings.current().step(seconds, has_output=bool(replies))
         if replies:
             self._hand_over(Step(model, replies))
 

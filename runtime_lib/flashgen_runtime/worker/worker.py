@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from flashgen_runtime import timings
 from flashgen_runtime.errors import RequestError
 from flashgen_runtime.logs import fields
 from flashgen_runtime.messages import (
@@ -99,6 +100,7 @@ class Worker:
         self._publish("loading")
         if await self._load():
             self._publish("ready")
+            timings.current().ready()
         await self._is_done.wait()
         if self._crash is not None:
             raise self._crash
