@@ -205,3 +205,41 @@ def test_device_map_takes_the_longest_beginning(tmp_path: Path) -> None:
     assert (found["model.layers.0.weight"].device.type, found["head.weight"].device.type) == ("meta", "cpu")
     with pytest.raises(WeightsError, match=r"`head\.weight`"):
         load_dict(tmp_path / "file.safetensors", {"model": "cpu"})
+
+
+def shards(folder: Path, files: dict[str, dict[str, torch.Tensor]], **more: str) -> Path:
+    """A checkpoint in several files with an index, which also says `more`."""
+    for name, state in files.items():
+        save_dict(state, folder / name)
+    weight_map = {tensor: name for name in files for tensor in read_header(folder / name).tensors} | more
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def test_a_folder_is_all_of_its_files(tmp_path: Path) -> None:
+    """Those that the index names, each of them checked."""
+    first, second = torch.arange(4.0), torch.arange(5.0)
+    folder = shards(tmp_path, {"1.safetensors": {"a": first}, "2.safetensors": {"b": second, "c": second}})
+
+    found = load_dict(folder, verify=True)
+
+    assert torch.equal(found["a"], first)
+    assert torch.equal(found["b"], second)
+    assert found["b"] is found["c"]
+
+
+def test_what_an_index_says_is_not_believed(tmp_path: Path) -> None:
+    """Files elsewhere, files that are not there, tensors that are not there or in two files."""
+    one = {"1.safetensors": {"a": torch.ones(1)}}
+    for more, problem in (
+        ({"b": "../1.safetensors"}, "no safetensors file beside it"),
+        ({"b": "/1.safetensors"}, "no safetensors file beside it"),
+        ({"b": "3.safetensors"}, "no such file"),
+        ({"b": "1.safetensors"}, "tensor `b` is not in `1.safetensors`"),
+    ):
+        with pytest.raises(WeightsError, match=problem):
+            load_dict(shards(tmp_path, one, **more))
+    with pytest.raises(WeightsError, match=r"2\.safetensors: holds tensor `a`, which `1\.safetensors` holds too"):
+        load_dict(
+            shards(tmp_path, one | {"2.safetensors": {"a": torch.zeros(1), "b": torch.zeros(1)}}, a="1.safetensors")
+        )

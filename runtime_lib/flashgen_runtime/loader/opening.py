@@ -1,15 +1,16 @@
 """Which way a file of weights is opened: files of our own store are mapped, all others read into private memory."""
 
+import os
 import stat
 from pathlib import Path
 from typing import Literal
 
+from flashgen_runtime.loader.manifest import MANIFEST_NAME
 from flashgen_runtime.loader.reader import OpenFile, open_arena, open_mapped
 
 Mode = Literal["auto", "map", "arena"]
 
-# What a store calls them, which this module does not import: reading a file takes none of its networking.
-MANIFEST_NAME = "flashgen-manifest.json"
+# The folder of a store whose folders hold prepared files.
 PREPARED_FOLDER = "prepared"
 
 
@@ -27,6 +28,6 @@ def open_weights(path: Path, mode: Mode = "auto") -> OpenFile:
 
 def is_store_file(path: Path) -> bool:
     """Whether it lies in a store and nobody may write it."""
-    path = path.resolve()
+    path = Path(os.path.realpath(path))
     is_stored = (path.parent / MANIFEST_NAME).is_file() or path.parent.parent.name == PREPARED_FOLDER
     return is_stored and path.is_file() and not stat.S_IMODE(path.stat().st_mode) & 0o222
