@@ -69,6 +69,7 @@ LIES: dict[str, tuple[bytes, str]] = {
     "NaN": (file_of('{"a": NaN}'), "NaN is no JSON number"),
     "not UTF-8": (struct.pack("<Q", 4) + b'{"\xff}', "not valid JSON"),
     "half a surrogate": (file_of('{"\\ud800": 1}'), "not valid JSON"),
+    "half a surrogate in the metadata": (file_of('{"__metadata__": {"a": "\\ud83d"}}'), "not valid JSON"),
     "too deep": (file_of('{"a":' * 100_000), "not valid JSON"),
     "duplicate key": (file_of(f'{{"a": {json.dumps(ENTRY)}, "a": {json.dumps(ENTRY)}}}'), "'a' stands there twice"),
     "metadata of numbers": (file_of({"a": ENTRY, "__metadata__": {"n": 1}}), "not an object of strings"),
