@@ -1,7 +1,5 @@
 """Pulls from a hub on loopback: resumed, pinned, checked, shared, and what happens when it does not answer."""
 
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import torch
 from flashgen_runtime.errors import DownloadError, WeightsError
 from flashgen_runtime.loader import save_dict
 from flashgen_runtime.loader.store import Store
-from tests.fake_hub import FakeHub, fake_hub, start
+from tests.fake_hub import FakeHub, fake_hub
 
 NAME = "owner/model"
 WEIGHTS = "model.safetensors"
@@ -29,7 +27,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     with fake_hub() as hub:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
         monkeypatch.setattr(
-            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            hub.url + "/{repo_id}/resolve/{revision}/{filename}",
         )
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path / "cache"), raising=False)
@@ -206,10 +205,3 @@ def test_an_unreachable_hub_can_be_tried_again(hub: FakeHub, store: Store, monke
     with pytest.raises(DownloadError, match="owner/model: is not in the local cache and cannot be fetched"):
         store.pull(NAME)
     assert hub.requests == []
-
-
-def wait_for(hub: FakeHub, file: str) -> None:
-    end = time.monotonic() + 20
-    while not hub.downloads(file):
-        assert time.monotonic() < end, hub.requests
-        time.sleep(0.01)

@@ -130,7 +130,7 @@ def _hub_errors(name: str, problem: str) -> Iterator[None]:
     )
 
     # httpx in version 1, httpx2 in version 2.
-    transport_error = cast(type[Exception], HfHubHTTPError.__mro__[1])
+    transport_error = cast("type[Exception]", HfHubHTTPError.__mro__[1])
     try:
         yield
     except GatedRepoError as error:
