@@ -200,7 +200,8 @@ class NativeEncoder:
         kv_format = KVFormat.BF16 if quantization else KV_FORMATS[dtype]
         self._keys_values = KVLayer(max_tokens, TILE_SIZE, config.num_heads, head_size, head_size, kv_format)
         self._max_tokens = max_tokens
-        self._take(found)
+        self._found = found
+        self._streamed, self._hidden = self._build()
 
     @property
     def description(self) -> ModelDescription:
@@ -235,7 +236,8 @@ class NativeEncoder:
         lengths = [len(sequence) for sequence in sequences]
         preparation = self._found.preparation
         if preparation is not None and preparation.is_done:
-            self._take(preparation.take() or self._found._replace(preparation=None))
+            self._found = preparation.take() or self._found._replace(preparation=None)
+            self._streamed, self._hidden = self._build()
         self._streamed.run(flatten_texts(sequences))
         return pool(self._hidden[: sum(lengths)], lengths, self._pooling)
 
@@ -247,11 +249,10 @@ class NativeEncoder:
         self._streamed = StreamedProgram(Program(self._max_tokens), None)
         del self._found, self._hidden, self._keys_values
 
-    def _take(self, found: FoundWeights[EncoderWeights]) -> None:
-        """Runs on these weights from now on."""
-        self._found = found
-        self._streamed: StreamedProgram = StreamedProgram(Program(self._max_tokens), found.stream)
-        self._hidden: torch.Tensor = _build(self._streamed, self._config, found.weights, self._keys_values)
+    def _build(self) -> tuple[StreamedProgram, torch.Tensor]:
+        """What a call runs, and where it leaves the vectors of the tokens."""
+        streamed = StreamedProgram(Program(self._max_tokens), self._found.stream)
+        return streamed, _build(streamed, self._config, self._found.weights, self._keys_values)
 
 
 def flatten_texts(sequences: Sequence[Sequence[int]], *, sample_rows: Sequence[int] = ()) -> FlatTokens:

@@ -24,6 +24,7 @@ from flashgen_runtime.engine.weight_source import (
     without_data,
 )
 from flashgen_runtime.errors import WeightsError
+from flashgen_runtime.freed_memory import give_back_freed_memory
 from flashgen_runtime.kernels.panels import Panels
 from flashgen_runtime.loader.access import WeightAccess
 from flashgen_runtime.loader.aligned_file import Write
@@ -165,7 +166,7 @@ def find_weights(recipe: Recipe[W], access: WeightAccess | None) -> FoundWeights
         return found
     access.check_checkpoint(recipe.path)
     folder = prepared_folder(access.store, recipe.path)
-    if recipe.is_as_it_lies:
+    if recipe.is_as_it_lies and (access.starts_with_rows or not can_prepare(folder)):
         return _rows(recipe, access, will_prepare=can_prepare(folder))
     if not can_prepare(folder):
         reason = f"{access.store.root} cannot be written"
@@ -201,7 +202,11 @@ def make_weights(recipe: Recipe[Any], store: Store) -> tuple[SafetensorsHeader, 
         if prepared_folder(store, recipe.path).identity != folder.identity:
             raise WeightsError(recipe.path, "was changed while its weights were prepared")
 
-    return make_prepared(folder, recipe.kind, shapes, give)
+    try:
+        return make_prepared(folder, recipe.kind, shapes, give)
+    finally:
+        # What was packed piece by piece is about to be mapped: together they would be twice as much.
+        give_back_freed_memory()
 
 
 def prepared_path(recipe: Recipe[Any], store: Store) -> Path | None:
