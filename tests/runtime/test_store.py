@@ -1,5 +1,7 @@
 """The store holds checkpoints that are complete, whatever happens while they come."""
 
+import errno
+import io
 import os
 import signal
 import subprocess
@@ -8,12 +10,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from flashgen_runtime.errors import DiskFullError, DownloadError, WeightsError
-from flashgen_runtime.loader import save_dict
+from flashgen_runtime.loader import fetch, save_dict
 from flashgen_runtime.loader.folder_source import FolderSource
 from flashgen_runtime.loader.remote_files import RemoteFile
 from flashgen_runtime.loader.store import MANIFEST_NAME, Store, StoreError
@@ -153,6 +156,74 @@ def test_full_disk_is_said_before_the_first_byte(
     source = CountingSource(checkpoint)
     with pytest.raises(DiskFullError, match="100 are left"):
         store.pull(str(checkpoint), source=source)
+    assert source.fetched == []
+
+
+class FullDisk(io.FileIO):
+    """A file that takes some bytes and no more."""
+
+    def write(self, content: Any) -> int:
+        if self.tell() > 2000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(memoryview(content)[:1500])
+
+
+def test_full_disk_in_the_middle_is_said_and_what_has_arrived_stays(
+    store: Store, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else may fill the disk meanwhile; when there is room again the pull goes on."""
+    open_file = fetch._File._open
+
+    def on_full_disk(file: Any) -> FullDisk:
+        with open_file(file) as opened:
+            return FullDisk(opened.name, "r+")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch._File, "_open", on_full_disk)
+        with pytest.raises(DiskFullError, match="no room for it on the disk"):
+            store.pull(str(checkpoint))
+    assert store.models() == []
+    (part,) = (store.root / "partial").glob("*/model.safetensors")
+    assert part.stat().st_size > 2000
+
+    store.verify(store.pull(str(checkpoint)))
+
+
+def test_store_that_cannot_be_written_is_an_error_that_names_it(checkpoint: Path, tmp_path: Path) -> None:
+    """The user learns which folder it is."""
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="file/"):
+        Store(tmp_path / "file" / "store").pull(str(checkpoint))
+
+
+def test_removed_model_takes_its_prepared_files_along(store: Store, checkpoint: Path) -> None:
+    """Prepared files can be removed alone, and never outlive their checkpoint; the bytes of both are counted."""
+    model = store.pull(str(checkpoint))
+    prepared = store.root / "prepared" / model.name / "float32-panels.safetensors"
+    prepared.parent.mkdir(parents=True)
+    prepared.write_bytes(b"12345")
+    assert store.prepared_files(model) == [prepared]
+    assert store.remove_prepared(model) == 5
+    assert store.prepared_files(model) == []
+    assert store.remove_prepared(model) == 0
+
+    prepared.parent.mkdir()
+    prepared.write_bytes(b"12345")
+    manifest_bytes = (model.path / MANIFEST_NAME).stat().st_size
+    assert store.remove(model) == model.manifest.num_bytes + manifest_bytes + 5
+    assert not prepared.exists()
+
+
+def test_pull_killed_before_its_last_step_fetches_nothing_again(
+    store: Store, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that are complete and read-only are taken as they are."""
+    with monkeypatch.context() as patch:
+        patch.setattr("flashgen_runtime.loader.store.sync", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            store.pull(str(checkpoint))
+    source = CountingSource(checkpoint)
+    store.verify(store.pull(str(checkpoint), source=source))
     assert source.fetched == []
 
 

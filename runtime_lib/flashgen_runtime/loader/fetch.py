@@ -152,7 +152,11 @@ class _File:
         version = f"{self._file.version}\n{boot_id}"
         with contextlib.suppress(FileNotFoundError):
             is_same = bool(self._file.version) and self._note.read_text() == version
-            if is_same and self._target.stat().st_size <= self._file.size:
+            size = self._target.stat().st_size if is_same else None
+            if size == self._file.size:
+                # Perhaps read-only already, and nothing will be written.
+                return self._target.open("rb", buffering=0)
+            if size is not None and size < self._file.size:
                 return self._target.open("r+b", buffering=0)
         self._target.unlink(missing_ok=True)
         self._note.write_text(version)

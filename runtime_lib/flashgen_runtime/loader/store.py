@@ -326,8 +326,14 @@ def _check_weights(folder: Path) -> None:
 
 
 def _finish(folder: Path, manifest: Manifest) -> None:
-    """Throws away what is not the checkpoint's, writes the manifest, makes files read-only and safe on the disk."""
+    """Makes files read-only and safe on the disk, throws away what is not the checkpoint's, writes the manifest.
+
+    In this order, so that what is killed while gigabytes go to the disk need not be fetched again.
+    """
     names = {file.name for file in manifest.files}
+    for name in names:
+        (folder / name).chmod(0o444)
+        sync(folder / name)
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_file() and path.relative_to(folder).as_posix() not in names:
             path.unlink()
@@ -335,11 +341,11 @@ def _finish(folder: Path, manifest: Manifest) -> None:
             with contextlib.suppress(OSError):
                 path.rmdir()
     (folder / MANIFEST_NAME).write_bytes(msgspec.json.encode(manifest))
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(0o444)
-        sync(path)
-    sync(folder)
+    (folder / MANIFEST_NAME).chmod(0o444)
+    sync(folder / MANIFEST_NAME)
+    for path in (*folder.rglob("*"), folder):
+        if path.is_dir():
+            sync(path)
 
 
 def _tree_bytes(folder: Path) -> int:
