@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from flashgen_runtime import timings
 from flashgen_runtime.config import EngineConfig, HubSource, ModelConfig, Task
 from flashgen_runtime.engine.causal_model import ModelDescription
 from flashgen_runtime.engine.encoder_paths import load_encoder
@@ -27,7 +28,7 @@ from flashgen_runtime.loader.checkpoint import (
     read_json,
 )
 from flashgen_runtime.loader.sentence_transformers import read_max_seq_length
-from flashgen_runtime.loader.tokenizer import load_tokenizer
+from flashgen_runtime.loader.tokenizer import CheckpointTokenizer, load_tokenizer
 from flashgen_runtime.logs import fields
 from flashgen_runtime.messages import GenerationParams, ModelStatus
 from flashgen_runtime.models.base import ModelMemory, ServedModel
@@ -100,9 +101,10 @@ def load_served_model(
 def _text_generation(
     config: ModelConfig, engine_config: EngineConfig, path: Path, access: WeightAccess | None
 ) -> ServedModel:
-    model = load_causal_model(path, config, engine_config, access=access)
+    with timings.stage("weights"):
+        model = load_causal_model(path, config, engine_config, access=access)
     try:
-        tokenizer = load_tokenizer(path, vocab_size=model.vocab_size)
+        tokenizer = _tokenizer(path, model.vocab_size, access)
         engine = LLMEngine(
             model,
             tokenizer,
@@ -127,13 +129,14 @@ def _text_generation(
 def _embeddings(
     config: ModelConfig, engine_config: EngineConfig, path: Path, access: WeightAccess | None
 ) -> ServedModel:
-    encoder = load_encoder(path, config, engine_config, access=access)
+    with timings.stage("weights"):
+        encoder = load_encoder(path, config, engine_config, access=access)
     try:
         limit = min(read_max_seq_length(path) or UNLIMITED, encoder.num_positions or UNLIMITED)
         return EmbeddingsModel(
             _status(config, encoder.description, max_context=_max_context(config, limit)),
             encoder=encoder,
-            tokenizer=load_tokenizer(path, vocab_size=encoder.vocab_size),
+            tokenizer=_tokenizer(path, encoder.vocab_size, access),
             max_num_batched_tokens=engine_config.max_num_batched_tokens,
             max_wait_seconds=engine_config.max_wait_seconds,
             memory=measure_model(config, engine_config, path),
@@ -141,6 +144,11 @@ def _embeddings(
     except BaseException:
         encoder.close()
         raise
+
+
+def _tokenizer(path: Path, vocab_size: int, access: WeightAccess | None) -> CheckpointTokenizer:
+    with timings.stage("tokenizer"):
+        return load_tokenizer(path, vocab_size=vocab_size, store=access.store.root if access is not None else None)
 
 
 _BUILDERS: dict[Task, Callable[[ModelConfig, EngineConfig, Path, WeightAccess | None], ServedModel]] = {
