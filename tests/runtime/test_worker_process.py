@@ -268,6 +268,7 @@ def test_a_worker_that_loads_can_be_ended(worker):
             {"FLASHGEN_DRAIN_SECONDS": "-1"},
             "error: worker `fake`: FLASHGEN_DRAIN_SECONDS: expected a number of seconds",
         ),
+        ({"FLASHGEN_FORK_SERVER": "yes"}, "error: worker `fake`: FLASHGEN_FORK_SERVER: expected 0 or 1, found 'yes'"),
     ],
 )
 def test_a_wrong_configuration_is_one_line_and_exit_78(worker, change, problem):
