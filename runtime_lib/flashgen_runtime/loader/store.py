@@ -120,7 +120,7 @@ class Store:
         When its source does not answer, the newest pull of it serves, else what the hub's own cache has.
 
         Args:
-            uri: a hub id, a folder, s3://, gs:// or https://.
+            uri: a hub id, a folder, s3://, gs:// or https://, or the name of a model that is there.
             revision: of the hub; `None` is its main branch as it is now.
             on_start: called with the number of bytes before they are fetched.
             on_wait: called when another process is pulling the model, before waiting for it.
@@ -189,6 +189,8 @@ class Store:
         return freed
 
     def _source_or_model(self, uri: str, revision: str | None) -> Source | StoredModel:
+        if "/" not in uri and (self.root / "models" / uri / MANIFEST_NAME).is_file():
+            return self._stored(uri)
         if revision is not None and _COMMIT.fullmatch(revision) and (pinned := self.find(uri, revision)):
             return pinned
         try:

@@ -69,13 +69,7 @@ def run(options: Namespace) -> int:
 def _checkpoint(store: Store, options: Namespace) -> Path:
     """A folder as it lies there, else a model of the store, pulled if it is not there."""
     uri = uri_of(options.model)
-    named = next((model for model in store.models() if model.name == uri), None)
-    if named is not None:
-        path = named.path
-    elif is_folder(uri):
-        path = Path(canonical_uri(uri))
-    else:
-        path = pull_visibly(store, uri, options.revision).path
+    path = Path(canonical_uri(uri)) if is_folder(uri) else pull_visibly(store, uri, options.revision).path
     if not path.is_dir():
         raise WeightsError(path, "no such folder")
     if is_encoder(read_json(path / "config.json").get("model_type")):
