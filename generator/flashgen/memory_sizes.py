@@ -94,7 +94,7 @@ def volume_size(resources: ResolvedResources, models: Sequence[CheckpointSizes |
         return VolumeSize(gibibytes * 2**30, f"In whole GiB, {reason}")
     memory = max(resources.memory_bytes, (resources.gpu_memory_bytes or 0) * resources.gpus)
     fillings = ceil(len(models) / max_loaded)
-    times = f", for each {max_loaded} of {len(models)} models" if fillings > 1 else ""
+    times = f" times {fillings}, as {max_loaded} of {len(models)} models fit at once" if fillings > 1 else ""
     reason = (
         f"Twice the larger of the worker's memory and its cards' memory{times}: the weights were not here to be counted"
     )
