@@ -262,6 +262,20 @@ def test_a_killed_pull_goes_on_where_it_was(hub: FakeHub, pull: Pull, store: Sto
     store.verify(model)
 
 
+def test_ctrl_c_ends_a_pull_at_once(hub: FakeHub, pull: Pull, store: Store) -> None:
+    """Also while the source is silent; the code is the shell's, and the user learns that nothing is lost."""
+    hub.gate = threading.Event()
+    process = pull()
+    wait_until(lambda: partial_weights(store))
+    process.send_signal(signal.SIGINT)
+
+    code, _, err = finish(process)
+
+    assert code == 130
+    assert "goes on from here" in err
+    assert store.models() == []
+
+
 def partial_weights(store: Store) -> list[Path]:
     return list((store.root / "partial").glob(f"*/{WEIGHTS}"))
 

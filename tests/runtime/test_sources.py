@@ -47,6 +47,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
         "model.bin",
         "consolidated.safetensors",
         "checkpoint-500/model.safetensors",
+        "flashgen-manifest.json",
     ],
 )
 def test_unwanted_names_are_not_fetched(name: str) -> None:

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from flashgen_runtime.errors import DiskFullError, DownloadError, WeightsError
 from flashgen_runtime.loader import fetch, save_dict
 from flashgen_runtime.loader.folder_source import FolderSource
 from flashgen_runtime.loader.remote_files import RemoteFile
-from flashgen_runtime.loader.store import MANIFEST_NAME, Store, StoreError
+from flashgen_runtime.loader.store import MANIFEST_NAME, Store, StoreError, UnwritableStoreError
 
 
 @pytest.fixture
@@ -192,7 +193,7 @@ def test_full_disk_in_the_middle_is_said_and_what_has_arrived_stays(
 def test_store_that_cannot_be_written_is_an_error_that_names_it(checkpoint: Path, tmp_path: Path) -> None:
     """The user learns which folder it is."""
     (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match="file/"):
+    with pytest.raises(UnwritableStoreError, match="file/"):
         Store(tmp_path / "file" / "store").pull(str(checkpoint))
 
 
@@ -266,13 +267,20 @@ def test_unknown_model_is_an_error_with_the_known_ones(store: Store, checkpoint:
         store.get("nobody/nothing")
 
 
-def test_damaged_manifest_is_an_error(store: Store, checkpoint: Path) -> None:
-    """A manifest that is no JSON is named."""
+def test_damaged_manifest_is_an_error_of_its_model_alone(
+    store: Store, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A manifest that is no JSON is named when its model is pulled; other models are served and listed."""
     model = store.pull(str(checkpoint))
     (model.path / MANIFEST_NAME).chmod(0o644)
     (model.path / MANIFEST_NAME).write_text("{")
+    shutil.copytree(checkpoint, tmp_path / "other")
+    other = store.pull(str(tmp_path / "other"))
+
+    assert store.models() == [other]
+    assert MANIFEST_NAME in caplog.text
     with pytest.raises(WeightsError, match=MANIFEST_NAME):
-        store.models()
+        store.pull(str(checkpoint))
 
 
 def test_folder_is_one_model_from_everywhere(store: Store, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,11 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class StoreError(ServingError):
-    """The store cannot do what was asked: no such model, no right to write."""
+    """The store cannot do what was asked."""
+
+
+class UnwritableStoreError(StoreError, WeightsError):
+    """The store cannot be written, for another reason than a full disk: no other attempt repairs that."""
 
 
 def fetch_files(
@@ -51,7 +55,7 @@ def fetch_files(
     Raises:
         WeightsError: a file is not what the source promised.
         DownloadError: it could not be fetched now; what has arrived stays.
-        StoreError: the folder cannot be written.
+        UnwritableStoreError: the folder cannot be written; a `WeightsError`.
     """
     stop = threading.Event()
 
@@ -82,7 +86,7 @@ def writing_error(name: str, folder: Path, error: OSError) -> ServingError:
     """What to raise when a file of the store could not be written."""
     if error.errno in _NO_ROOM:
         return DiskFullError(name, folder)
-    return StoreError(f"{error.filename or folder} cannot be written: {error.strerror or error}")
+    return UnwritableStoreError(error.filename or folder, f"cannot be written: {error.strerror or error}")
 
 
 class _File:

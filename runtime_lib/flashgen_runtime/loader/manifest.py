@@ -51,4 +51,5 @@ def read_manifest(path: Path) -> Manifest:
     try:
         return msgspec.json.decode(file.read_bytes(), type=Manifest)
     except (OSError, msgspec.DecodeError) as error:
-        raise WeightsError(file, f"cannot be read: {error}") from error
+        problem = f"cannot be read: {error}; remove its folder and pull the model again"
+        raise WeightsError(file, problem) from error

@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 from typing import NamedTuple, Protocol
 
 from flashgen_runtime.loader.checkpoint import HUB_PATTERNS
+from flashgen_runtime.loader.manifest import MANIFEST_NAME
 
 # Bytes that have arrived since the last call; negative when some of them were thrown away.
 Progress = Callable[[int], None]
@@ -62,7 +63,7 @@ def is_wanted(name: str) -> bool:
     parts = name.split("/")
     if any(part in ("", "..") or part.startswith(".") for part in parts):
         return False
-    return _matches(name, HUB_PATTERNS) and not _matches(name, _DUPLICATES)
+    return name != MANIFEST_NAME and _matches(name, HUB_PATTERNS) and not _matches(name, _DUPLICATES)
 
 
 def total_bytes(files: Iterable[RemoteFile]) -> int:

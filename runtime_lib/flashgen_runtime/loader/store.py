@@ -3,7 +3,7 @@
     <root>/models/<name>/           one checkpoint as pulled, files read-only, beside `flashgen-manifest.json`
     <root>/prepared/<name>/         the same weights as kernels want them (see `loader.prepared`)
     <root>/partial/<name>/          a pull that has not finished; the next one goes on there
-    <root>/locks/<name>             held while a model is pulled or removed
+    <root>/locks/<name>             held while a model is pulled or removed; `prepared-<name>` while it is prepared
 
 A model exists when its folder stands below `models`: that folder gets its name in one step, after every file is
 complete, checked and on the disk. So whatever kills a pull, nothing ever looks complete that is not.
@@ -24,7 +24,15 @@ import msgspec
 
 from flashgen_runtime.errors import DiskFullError, DownloadError, WeightsError
 from flashgen_runtime.loader.checkpoint import read_headers
-from flashgen_runtime.loader.fetch import READ_BYTES, StoreError, fetch_files, sha256_of, sync, writing_error
+from flashgen_runtime.loader.fetch import (
+    READ_BYTES,
+    StoreError,
+    UnwritableStoreError,
+    fetch_files,
+    sha256_of,
+    sync,
+    writing_error,
+)
 from flashgen_runtime.loader.hub_source import cached_repository, is_offline
 from flashgen_runtime.loader.manifest import MANIFEST_NAME, Manifest, StoredFile, StoredModel, read_manifest
 from flashgen_runtime.loader.remote_files import Progress, RemoteFile, Source, total_bytes
@@ -40,6 +48,7 @@ __all__ = [
     "StoredFile",
     "StoredModel",
     "UnknownModelError",
+    "UnwritableStoreError",
     "default_root",
     "sha256_of",
     "stored_name",
@@ -73,9 +82,15 @@ class Store:
         self.root = root
 
     def models(self) -> list[StoredModel]:
-        """All stored models by name."""
-        folders = sorted((self.root / "models").glob(f"*/{MANIFEST_NAME}"))
-        return [self._stored(manifest.parent.name) for manifest in folders]
+        """All stored models by name; one whose manifest is damaged is left out, and a warning names it."""
+        folders = sorted(manifest.parent for manifest in (self.root / "models").glob(f"*/{MANIFEST_NAME}"))
+        models = []
+        for folder in folders:
+            try:
+                models.append(self._stored(folder.name))
+            except WeightsError as error:
+                log.warning("%s", error)
+        return models
 
     def find_all(self, uri: str, revision: str | None = None) -> list[StoredModel]:
         """The stored models that were pulled from `uri`, or have this name; the newest pull first.
@@ -131,7 +146,7 @@ class Store:
             WeightsError: no such checkpoint, or its files are not sound.
             DownloadError: it could not be fetched now; another attempt goes on where this one ended.
             DiskFullError: the disk has no room.
-            StoreError: the store cannot be written.
+            UnwritableStoreError: the store cannot be written; a `WeightsError`.
         """
         if source is None:
             found = self._source_or_model(uri, revision)
@@ -174,8 +189,9 @@ class Store:
             return self._bury(model.path) + self.remove_prepared(model)
 
     def remove_prepared(self, model: StoredModel) -> int:
-        """Removes what was prepared from a model; gives the number of bytes."""
-        return self._bury(self.root / "prepared" / model.name)
+        """Removes what was prepared from a model, when nobody prepares it any more; gives the number of bytes."""
+        with self._locked(f"prepared-{model.name}"):
+            return self._bury(self.root / "prepared" / model.name)
 
     def clean_up(self) -> int:
         """Removes what unfinished pulls have left and nobody works on; gives the number of bytes."""

@@ -7,6 +7,9 @@ ServingError
 
 from flashgen_runtime.errors import ServingError
 
+# What a shell reports for a process that SIGINT ended.
+EXIT_INTERRUPTED = 130
+
 
 class UsageError(ServingError):
     """The command cannot mean what it says."""

@@ -11,7 +11,7 @@ from importlib import import_module
 
 from flashgen_runtime.errors import DownloadError, RequestError, ServingError
 from flashgen_runtime.models_command.arguments import parse
-from flashgen_runtime.models_command.errors import AttentionError, UsageError
+from flashgen_runtime.models_command.errors import EXIT_INTERRUPTED, AttentionError, UsageError
 from flashgen_runtime.models_command.terminal import complain
 
 EXIT_WRONG = 1
@@ -19,8 +19,7 @@ EXIT_USAGE = 2
 EXIT_NEEDS_YOU = 3
 EXIT_OUR_FAULT = 4
 
-# What a shell reports for a process that SIGINT or SIGPIPE ended.
-EXIT_INTERRUPTED = 130
+# What a shell reports for a process that SIGPIPE ended.
 EXIT_BROKEN_PIPE = 141
 
 _TRACEBACK_VARIABLE = "FLASHGEN_TRACEBACK"
@@ -35,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         code: int = getattr(verb, options.function)(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        complain("interrupted; the same command goes on where it was" if options.function == "pull" else "interrupted")
+        complain("\ninterrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader has gone; Python would complain once more when it flushes at exit.

@@ -33,6 +33,7 @@ def prepare_visibly(
     if layout is None and quantization is None:
         complain("nothing to prepare: no kernels of ours run this model on this processor; it is served as it is")
         return None
+    complain("preparing: weights are written once as kernels want them")
     began = time.monotonic()
     info = prepare_weights(path, store, dtype=dtype, quantization=quantization, layout=layout or "panels")
     kind = info.path.stem
