@@ -28,6 +28,9 @@ class WeightAccess:
     threads: int = DEFAULT_THREADS
     verify: Literal["none", "size", "sha256"] = "size"
 
+    # Whether a model may run on its checkpoint's rows while better ones are prepared: it takes the memory of both then.
+    starts_with_rows: bool = True
+
     @classmethod
     def of(cls, config: WeightsConfig) -> "WeightAccess":
         """As the configuration says; `FLASHGEN_STORE` wins over its folder."""

@@ -1,10 +1,10 @@
 """Gives a model's memory back to the system, to the last page."""
 
-import ctypes
 import gc
 import logging
 import weakref
 
+from flashgen_runtime.freed_memory import give_back_freed_memory
 from flashgen_runtime.models.base import ServedModel
 
 log = logging.getLogger(__name__)
@@ -26,17 +26,10 @@ def close_model(last_reference: list[ServedModel]) -> None:
     # Collecting holds the interpreter for a tenth of a second, which the other models' requests would feel.
     if still_there() is not None:
         gc.collect()
-    trim()
+    give_back_freed_memory()
 
 
 def free_after_failure() -> None:
     """Frees what an attempt to load has left in cycles, a traceback's frames among them. Blocks."""
     gc.collect()
-    trim()
-
-
-def trim() -> None:
-    """Has the C library give back pages that nobody uses; another C library than glibc keeps them."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
+    give_back_freed_memory()

@@ -15,8 +15,9 @@ from flashgen_runtime import metrics
 
 log = logging.getLogger(__name__)
 
-# Read in one go: after so much a reader may be told to stop.
-CHUNK_BYTES = 8 << 20
+# Read in one go: after so much a reader may be told to stop, and so much it takes of the worker's memory. The system
+# reads further ahead by itself.
+CHUNK_BYTES = 1 << 20
 
 Files = tuple[Path, ...]
 

@@ -1,5 +1,6 @@
 """The checkpoints of a server: the one place of the worker that leads to torch, and only when it is asked."""
 
+import dataclasses
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,12 +52,19 @@ class CheckpointLibrary:
         from flashgen_runtime.models.registry import load_served_model
 
         assert self._device_is_checked, "it raises otherwise"
-        served = load_served_model(config, self._server.engine, path, access=self._access)
+        access = dataclasses.replace(self._access, starts_with_rows=self._has_room_for_rows(config, path))
+        served = load_served_model(config, self._server.engine, path, access=access)
         self._statuses[config.id] = served.status
         # Before the engine's thread computes with it for the first time.
         torch_computes = not all(map(_runs_on_kernels, self._statuses.values()))
         share_processors(self._server.threads, torch_computes=torch_computes)
         return served
+
+    def _has_room_for_rows(self, config: ModelConfig, path: Path) -> bool:
+        """Whether there is memory for a checkpoint's own rows, and copies on their way, beside the prepared weights."""
+        memory = self.measure(config, path)
+        is_alone = len(self._server.models) == 1
+        return is_alone and memory.total_bytes + 2 * memory.weight_bytes <= self._server.memory_bytes
 
     @cached_property
     def _access(self) -> "WeightAccess":
