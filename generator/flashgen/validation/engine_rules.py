@@ -22,7 +22,7 @@ def check_engine(server: ServerFacts, resources: Node | None, problems: Problems
     if batching is not None:
         _check_batching(batching, problems)
     if kv_cache is not None:
-        _check_memory(kv_cache, resources, problems)
+        _check_memory(server, kv_cache, resources, problems)
     _check_task(server, engine, problems)
 
 
@@ -61,13 +61,13 @@ def _check_batching(batching: Node, problems: Problems) -> None:
         problems.at_value(batching.at("max_wait"), "FG106", message)
 
 
-def _check_memory(kv_cache: Node, resources: Node | None, problems: Problems) -> None:
-    """The KV cache must leave room for the weights beside it."""
+def _check_memory(server: ServerFacts, kv_cache: Node, resources: Node | None, problems: Problems) -> None:
+    """The KV caches of the models that are loaded at start must leave room for the weights beside them."""
     path = kv_cache.at("memory")
     size = size_of(kv_cache, "memory", problems)
     if size is None:
         return
-    if resources and resources.get("gpus"):
+    if any(is_on_a_card(model, resources) for model in server.models):
         key, default = "gpu_memory", ASSUMED_GPU_MEMORY_BYTES
     else:
         key, default = "memory", DEFAULT_MEMORY_BYTES
@@ -76,12 +76,26 @@ def _check_memory(kv_cache: Node, resources: Node | None, problems: Problems) ->
         bound = parse_bytes(int(written) if isinstance(written, float) else written) if written is not None else default
     except ValueError:
         return  # reported where it stands
-    if size >= bound:
+    number = _num_caches(server, problems)
+    if size * number >= bound:
         source = "that is written" if written is not None else "that is assumed"
-        message = f"the KV cache cannot have {human_bytes(size)} of the {human_bytes(bound)} {source} for `{key}`"
+        caches = "the KV cache" if number == 1 else f"the KV caches of {number} models that are loaded at start"
+        each = "" if number == 1 else " each"
+        message = f"{caches} cannot have {human_bytes(size)}{each} of the {human_bytes(bound)} {source} for `{key}`"
         other = (resources.at(key), "set here") if resources and written is not None else None
         hint = "the weights need room too"
         problems.at_value(path, "FG206", message, other=other, hint=hint)
+
+
+def _num_caches(server: ServerFacts, problems: Problems) -> int:
+    """Models that are loaded at start and keep a KV cache; one at least."""
+    swap = server.node.node("swap", problems)
+    preload = swap.get("preload") if swap else None
+    max_loaded = swap.get("max_loaded") if swap else None
+    loaded = server.models[: int(max_loaded or len(server.models))]
+    if isinstance(preload, list):
+        loaded = [model for _, name in swap.texts("preload") if (model := server.find(name))] if swap else []
+    return max(1, sum(server.task_of(model) != FEATURE_EXTRACTION for model in loaded))
 
 
 def size_of(node: Node, key: str, problems: Problems) -> int | None:
