@@ -1,5 +1,6 @@
 """`python -m flashgen_runtime models`: what people type, see and get as an exit code."""
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from flashgen_runtime.loader import save_dict
 from flashgen_runtime.loader.store import Store
 from flashgen_runtime.models_command.main import main
 from flashgen_runtime.models_command.terminal import ProgressBar, readable_bytes
+from flashgen_runtime.operations import ModelAnswer, OperationsServer, Probe
 from tests.fake_hub import FakeHub, fake_hub, hub_environment
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "models" / "stdlib-coder"
@@ -290,40 +292,45 @@ def wait_until(is_so: Any) -> None:
 # With a worker's operations port.
 
 
-class FakeWorker(BaseHTTPRequestHandler):
+class OneModel:
     """A worker with one model called `a/b`, which is in use: it can be loaded and not unloaded."""
 
-    def do_GET(self) -> None:
-        self._answer(200, [{"id": "a/b"}])
+    def list_models(self) -> list[dict[str, object]]:
+        return [{"id": "a/b"}]
 
-    def do_POST(self) -> None:
-        if self.path == "/models/a%2Fb/load":
-            self._answer(200, {"id": "a/b", "residency": "loaded", "memory_bytes": 1500000000, "seconds": 0.412})
-        elif self.path == "/models/a%2Fb/unload":
-            self._answer(409, {"error": "2 requests use it"})
-        else:
-            self._answer(404, {"error": "unknown"})
+    async def load_model(self, name: str) -> ModelAnswer:
+        if name != "a/b":
+            return ModelAnswer(HTTPStatus.NOT_FOUND, {"error": "unknown"})
+        body: dict[str, object] = {"id": name, "residency": "loaded", "memory_bytes": 1500000000, "seconds": 0.412}
+        return ModelAnswer(HTTPStatus.OK, body)
 
-    def _answer(self, status: int, body: Any) -> None:
-        content = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+    async def unload_model(self, name: str) -> ModelAnswer:
+        del name
+        return ModelAnswer(HTTPStatus.CONFLICT, {"error": "2 requests use it"})
 
-    def log_message(self, *_: object) -> None:
-        """Nobody reads it."""
+
+class Healthy:
+    """Probes that nobody asks."""
+
+    def livez(self) -> Probe:
+        return Probe(ok=True, body={})
+
+    startupz = readyz = livez
 
 
 @contextmanager
-def fake_worker() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeWorker)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+def operations_port(models: OneModel | None) -> Iterator[str]:
+    """A process's operations port; an API server's has no models."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    server = OperationsServer(Healthy(), host="127.0.0.1", port=0, models=models)
+    asyncio.run_coroutine_threadsafe(server.start(), loop).result()
+    yield f"http://127.0.0.1:{server.port}"
+    asyncio.run_coroutine_threadsafe(server.close(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
     thread.join()
+    loop.close()
 
 
 @pytest.mark.parametrize(
@@ -338,11 +345,19 @@ def test_a_worker_is_asked_to_load_and_unload(
     verb: str, model: str, code: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its answer is told: done, in use, or unknown with the known ones."""
-    with fake_worker() as url:
+    with operations_port(OneModel()) as url:
         assert main([verb, model, "--url", url]) == code
 
     captured = capsys.readouterr()
     assert line in captured.out + captured.err
+
+
+def test_an_api_server_has_no_models_to_load(capsys: pytest.CaptureFixture[str]) -> None:
+    """The wrong port is said to be the wrong port."""
+    with operations_port(None) as url:
+        assert main(["load", "a/b", "--url", url]) == 2
+
+    assert "name a worker's operations port" in capsys.readouterr().err
 
 
 class Terminal:

@@ -26,8 +26,8 @@ def _change(options: Namespace, verb: str) -> int:
     url = _checked_url(options.url)
     path = f"/models/{quote(options.model, safe='')}/{verb}"
     done = _call(url, path, "POST", timeout=options.timeout, model=options.model)
-    size = readable_bytes(done.get("memory_bytes") or 0)
-    say(f"{done.get('id', options.model)} is {done.get('residency')}: {size} in {done.get('seconds') or 0:.2f} s")
+    size = f": {readable_bytes(done['memory_bytes'])}" if done["memory_bytes"] else ""
+    say(f"{done['id']} is {done['residency']}{size} in {done['seconds']:.2f} s")
     return 0
 
 
