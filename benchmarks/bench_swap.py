@@ -4,7 +4,8 @@ Run: python -m benchmarks.bench_swap [--quick] [--repeats N]
 Two workloads. "A-B-A": two models that never fit together are asked in turn, one request at a time. "Zipf": 20 models
 of which a quarter fits, requests at random times, the k-th model asked 1/k as often as the first. flashgen's worker
 stands beside itself with all models resident, and beside a script that deletes a model and calls `from_pretrained`.
-Files lie in the page cache throughout; memory is private and mapped pages, above what the process has without models.
+Files lie in the page cache throughout. Memory is private and mapped pages above what the process has without models,
+looked at every 10 ms.
 """
 
 import argparse

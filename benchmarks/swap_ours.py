@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from benchmarks.ours import SIZES, model_config
 from benchmarks.protocol import serve
 from benchmarks.resident_memory import resident_bytes, watched_memory
-from benchmarks.swap_traffic import PROMPT, Arrival, play
+from benchmarks.swap_traffic import PROMPT, SAMPLE_SECONDS, Arrival, play
 from benchmarks.systems import THREADS
 from flashgen_runtime.config import DeviceRequirements, ServerConfig, SwapConfig, WeightsConfig
 from flashgen_runtime.messages import GenerateRequest, GenerationParams, RequestFailure
@@ -75,7 +75,7 @@ class SwappingWorker:
         if len(loaded) == len(self._names):
             for name in loaded:
                 await self._manager.load(name)
-        with watched_memory() as peak:
+        with watched_memory(SAMPLE_SECONDS) as peak:
             ttft = await play(arrivals, lambda model: self._ask(self._connection, model, tokens=tokens))
         return ttft, peak.num_bytes - base
 

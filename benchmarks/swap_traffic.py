@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 PROMPT = "The quick brown fox jumps over."
 
+# How often memory is looked at: more would take part in what is measured.
+SAMPLE_SECONDS = 0.01
+
 
 class Arrival(NamedTuple):
     """A request: when it comes, after the beginning, and the number of its model."""

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, __version__
 
 from benchmarks.protocol import serve
 from benchmarks.resident_memory import resident_bytes, watched_memory
-from benchmarks.swap_traffic import PROMPT, Arrival, play
+from benchmarks.swap_traffic import PROMPT, SAMPLE_SECONDS, Arrival, play
 from benchmarks.systems import THREADS
 
 
@@ -48,7 +48,7 @@ class SwappingScript:
             return first - began
 
         arrivals = [Arrival(*arrival) for arrival in request["arrivals"]]
-        with watched_memory() as peak:
+        with watched_memory(SAMPLE_SECONDS) as peak:
             ttft = asyncio.run(play(arrivals, ask))
         return {"ttft": ttft, "peak_bytes": peak.num_bytes - base, "budget_bytes": 0}
 

@@ -255,11 +255,12 @@ def test_a_removed_model_is_gone():
             await running.loop.remove(leaving)
             still_there = weakref.ref(leaving)
             del leaving
+            is_gone = still_there() is None
             running.loop.add(staying, "c", ("c", 1))
-            await running.texts()
 
             assert {"a": "0"} in replies
-            assert still_there() is None
+            assert is_gone
+            assert await running.texts() == {"c": "0"}
 
     run(main())
 

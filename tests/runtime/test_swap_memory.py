@@ -27,4 +27,5 @@ def test_memory_stays_within_the_budget(tmp_path: Path) -> None:
     # Memory was short, and it was used.
     assert seen["peak"] > seen["budget"] / 2
     assert seen["all_models"] > 2 * seen["budget"]
-    assert seen["left"] <= 2 * SLACK_BYTES
+    # Less than half of the smallest model.
+    assert seen["left"] <= 5 * SLACK_BYTES

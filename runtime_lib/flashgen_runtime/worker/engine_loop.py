@@ -139,7 +139,10 @@ class EngineLoop:
             case _Abort():
                 self._abort(command)
             case _Remove():
-                self._remove(command)
+                removed = self._remove(command)
+                # Before anybody hears of it.
+                del command
+                self._call(_settle, removed)
             case _Stop():
                 return "stop"
         return "command"
@@ -185,10 +188,11 @@ class EngineLoop:
         except Exception as error:
             self._crash(command.model, error)
 
-    def _remove(self, command: "_Remove") -> None:
+    def _remove(self, command: "_Remove") -> "asyncio.Future[None]":
+        """Forgets a model; what its end is to be told to."""
         if command.model in self._models:
             self._models.remove(command.model)
-        self._call(_settle, command.removed)
+        return command.removed
 
     def _step(self, model: ServedModel) -> None:
         began = time.perf_counter()

@@ -62,9 +62,10 @@ class CheckpointLibrary:
 
     def _has_room_for_rows(self, config: ModelConfig, path: Path) -> bool:
         """Whether there is memory for a checkpoint's own rows, and copies on their way, beside the prepared weights."""
+        if len(self._server.models) > 1:
+            return False
         memory = self.measure(config, path)
-        is_alone = len(self._server.models) == 1
-        return is_alone and memory.total_bytes + 2 * memory.weight_bytes <= self._server.memory_bytes
+        return memory.total_bytes + 2 * memory.weight_bytes <= self._server.memory_bytes
 
     @cached_property
     def _access(self) -> "WeightAccess":
