@@ -83,6 +83,17 @@ def test_second_pull_fetches_nothing(store: Store, checkpoint: Path) -> None:
     assert source.fetched == []
 
 
+def test_read_only_store_serves_what_it_has(store: Store, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A volume that is mounted for reading takes no lock."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    model = store.pull(str(checkpoint))
+    monkeypatch.setattr("flashgen_runtime.loader.store.os.open", refuse)
+    assert store.pull(str(checkpoint)) == model
+
+
 def test_pulls_of_one_model_share_one_download(store: Store, checkpoint: Path) -> None:
     """Four pulls at once fetch every file once, and all of them get the model."""
     source = CountingSource(checkpoint)

@@ -38,6 +38,7 @@ from flashgen_runtime.loader.manifest import MANIFEST_NAME, Manifest, StoredFile
 from flashgen_runtime.loader.remote_files import Progress, RemoteFile, Source, total_bytes
 from flashgen_runtime.loader.safetensors_header import read_header
 from flashgen_runtime.loader.sources import canonical_uri, is_hub_id, source_of
+from flashgen_runtime.logs import fields
 
 __all__ = [
     "MANIFEST_NAME",
@@ -154,12 +155,14 @@ class Store:
                 return found
             source = found
         name = stored_name(source.uri, source.revision)
-        try:
-            with self._locked(name, on_wait):
-                if not (self.root / "models" / name / MANIFEST_NAME).exists():
-                    self._fetch(source, name, reference=_reference(revision), on_start=on_start, progress=progress)
-        except OSError as error:
-            raise writing_error(source.uri, self.root, error) from error
+        # Without the lock, which cannot be taken in a store that may only be read.
+        if not self._has(name):
+            try:
+                with self._locked(name, on_wait):
+                    if not self._has(name):
+                        self._fetch(source, name, reference=_reference(revision), on_start=on_start, progress=progress)
+            except OSError as error:
+                raise writing_error(source.uri, self.root, error) from error
         return self._stored(name)
 
     def damaged_files(self, model: StoredModel, *, progress: Progress = lambda _: None) -> Iterator[WeightsError]:
@@ -205,7 +208,7 @@ class Store:
         return freed
 
     def _source_or_model(self, uri: str, revision: str | None) -> Source | StoredModel:
-        if "/" not in uri and (self.root / "models" / uri / MANIFEST_NAME).is_file():
+        if "/" not in uri and self._has(uri):
             return self._stored(uri)
         if revision is not None and _COMMIT.fullmatch(revision) and (pinned := self.find(uri, revision)):
             return pinned
@@ -238,6 +241,8 @@ class Store:
         present = self._present()
         self._check_room(source, partial, present)
         on_start(total_bytes(source.files))
+        about = fields(uri=source.uri, revision=source.revision, bytes=total_bytes(source.files))
+        log.info("pulling a model into the store", extra=about)
         stored = fetch_files(source, partial, progress=progress, present=present)
         if source.list_files() != source.files:
             raise DownloadError(source.uri, "changed while it was fetched; pull it again")
@@ -254,6 +259,7 @@ class Store:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.replace(target)
         sync(target.parent)
+        log.info("pulled a model into the store", extra=about)
 
     def _present(self) -> dict[str, Path]:
         """Every file of the store by its digest: files never change, so models may share them."""
@@ -263,6 +269,9 @@ class Store:
             for file in model.manifest.files
             if (path := model.path / file.name).is_file()
         }
+
+    def _has(self, name: str) -> bool:
+        return (self.root / "models" / name / MANIFEST_NAME).is_file()
 
     def _stored(self, name: str) -> StoredModel:
         path = self.root / "models" / name
