@@ -32,29 +32,35 @@ class DiskFile:
                 os.close(self._descriptor)
                 self._descriptor = direct
 
-    def read(self, region: Region, start: int, end: int) -> None:
-        """Reads `start` : `end` to the same place in the region, which has room up to the next page.
+    def read(self, region: Region, start: int, end: int, *, origin: int = 0) -> None:
+        """Reads `start` : `end` into a region, which has room up to the next page.
+
+        Args:
+            region: where to.
+            start: the first byte, of the file.
+            end: the one after the last.
+            origin: the file's offset that lies at the region's beginning, a multiple of the page size.
 
         Raises:
             OSError: the disk or the file system fails.
             WeightsError: the file ends before `end`.
         """
-        self._read(self._descriptor, region, start, end)
+        self._read(self._descriptor, region, start, end, origin)
 
     def close(self) -> None:
         os.close(self._descriptor)
 
-    def _read(self, descriptor: int, region: Region, start: int, end: int) -> None:
+    def _read(self, descriptor: int, region: Region, start: int, end: int, origin: int) -> None:
         """A read may return less. Direct reads begin and end at multiples of the page size."""
         start = start // PAGE_BYTES * PAGE_BYTES
         while start < end:
             try:
-                count = os.preadv(descriptor, [region.buffer(start, rounded_up(end))], start)
+                count = os.preadv(descriptor, [region.buffer(start - origin, rounded_up(end) - origin)], start)
             except OSError as error:
                 # A file system may take the flag and refuse the read.
                 if error.errno != errno.EINVAL or not _is_direct(descriptor):
                     raise
-                self._read_buffered(region, start, end)
+                self._read_buffered(region, start, end, origin)
                 return
             if count == 0:
                 problem = f"ends at byte {start} of {self._size}: it was truncated while it was read"
@@ -64,14 +70,14 @@ class DiskFile:
             # A short direct read may stop anywhere, but the next one must begin on a page.
             reached = (start + count) // PAGE_BYTES * PAGE_BYTES if _is_direct(descriptor) else start + count
             if reached == start:
-                self._read_buffered(region, start, end)
+                self._read_buffered(region, start, end, origin)
                 return
             start = reached
 
-    def _read_buffered(self, region: Region, start: int, end: int) -> None:
+    def _read_buffered(self, region: Region, start: int, end: int, origin: int) -> None:
         descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            self._read(descriptor, region, start, end)
+            self._read(descriptor, region, start, end, origin)
         finally:
             os.close(descriptor)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from flashgen_runtime.loader.manifest import MANIFEST_NAME
-from flashgen_runtime.loader.reader import OpenFile, open_arena, open_mapped
+from flashgen_runtime.loader.reader import HostFile, open_arena, open_mapped
 
 Mode = Literal["auto", "map", "arena"]
 
@@ -14,7 +14,7 @@ Mode = Literal["auto", "map", "arena"]
 PREPARED_FOLDER = "prepared"
 
 
-def open_weights(path: Path, mode: Mode = "auto") -> OpenFile:
+def open_weights(path: Path, mode: Mode = "auto") -> HostFile:
     """Opens a file, nothing of it fetched yet; raises `WeightsError`.
 
     Args:

@@ -47,16 +47,14 @@ _SCRATCH_BYTES = 1 << 20
 
 
 class OpenFile(ABC):
-    """A file whose bytes come to memory by ranges: made by `open_mapped` or `open_arena`, filled by a `WeightStream`.
+    """A file whose bytes come to memory by ranges, filled by a `WeightStream`.
 
     Attributes:
         header: checked.
-        region: of the whole file; an offset in it is an offset in the file.
     """
 
-    def __init__(self, header: SafetensorsHeader, region: Region, found: os.stat_result) -> None:
+    def __init__(self, header: SafetensorsHeader, found: os.stat_result) -> None:
         self.header = header
-        self.region = region
         self._found = found
 
     @property
@@ -72,20 +70,16 @@ class OpenFile(ABC):
         """In bytes, with the header."""
         return self._found.st_size
 
+    @abstractmethod
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor over the region's memory; a copy where it does not lie on a multiple of its item's size.
+        """One tensor over the file's memory; a copy where it does not lie on a multiple of its item's size.
 
         A copy has what has arrived until then: `range_of` says what should have.
         """
-        start, end = self.range_of(name)
-        return self._shaped(name, self.region.tensor[start:end])
 
+    @abstractmethod
     def take(self, name: str) -> torch.Tensor:
-        """As `tensor`, at most once for each name, and nothing else of the file lies there any more.
-
-        Its pages are given back with it, and not with the last tensor of the file.
-        """
-        return self._shaped(name, self.region.lend(*self.range_of(name)))
+        """As `tensor`, at most once for each name, and nothing else of the file lies there any more."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors, in the order in which they lie."""
@@ -121,20 +115,40 @@ class OpenFile(ABC):
         dtype = self.dtype(name)
         if flat.data_ptr() % dtype.itemsize:
             flat = flat.clone()
-        return flat.view(dtype).view(entry.shape) if flat.numel() else torch.empty(entry.shape, dtype=dtype)
+        return flat.view(dtype).view(entry.shape) if flat.numel() else flat.new_empty(entry.shape, dtype=dtype)
 
 
-class MappedFile(OpenFile):
+class HostFile(OpenFile):
+    """A file in the memory of this machine: made by `open_mapped` or `open_arena`.
+
+    Attributes:
+        region: of the whole file; an offset in it is an offset in the file.
+    """
+
+    def __init__(self, header: SafetensorsHeader, region: Region, found: os.stat_result) -> None:
+        super().__init__(header, found)
+        self.region = region
+
+    def tensor(self, name: str) -> torch.Tensor:
+        start, end = self.range_of(name)
+        return self._shaped(name, self.region.tensor[start:end])
+
+    def take(self, name: str) -> torch.Tensor:
+        """Its pages are given back with it, and not with the last tensor of the file."""
+        return self._shaped(name, self.region.lend(*self.range_of(name)))
+
+
+class MappedFile(HostFile):
     """Its pages are the page cache's."""
 
     _descriptor: int
 
     def begin(self) -> None:
-        with _named_errors(self.path):
+        with named_errors(self.path):
             self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
 
     def fetch(self, start: int, end: int) -> None:
-        with _named_errors(self.path):
+        with named_errors(self.path):
             try:
                 is_there = self.region.populate(start, end)
             except OSError:
@@ -145,8 +159,8 @@ class MappedFile(OpenFile):
 
     def check(self) -> None:
         """A file that was removed from the store meanwhile is as good as before."""
-        with _named_errors(self.path):
-            _check_same(self.path, self._found, os.fstat(self._descriptor), fields=("st_dev", "st_ino", "st_size"))
+        with named_errors(self.path):
+            check_same(self.path, self._found, os.fstat(self._descriptor), fields=("st_dev", "st_ino", "st_size"))
 
     def end(self) -> None:
         os.close(self._descriptor)
@@ -160,23 +174,23 @@ class MappedFile(OpenFile):
             start += count
 
 
-class ArenaFile(OpenFile):
+class ArenaFile(HostFile):
     """Its bytes are copied to memory of our own."""
 
     _disk: DiskFile
 
     def begin(self) -> None:
-        with _named_errors(self.path):
+        with named_errors(self.path):
             self._disk = DiskFile(self.path, self.size)
 
     def fetch(self, start: int, end: int) -> None:
-        with _named_errors(self.path):
+        with named_errors(self.path):
             self.region.populate(start, end)
             self._disk.read(self.region, start, end)
 
     def check(self) -> None:
-        with _named_errors(self.path):
-            _check_same(self.path, self._found, self.path.stat(), fields=_IDENTITY)
+        with named_errors(self.path):
+            check_same(self.path, self._found, self.path.stat(), fields=IDENTITY)
 
     def end(self) -> None:
         self._disk.close()
@@ -187,17 +201,17 @@ def open_mapped(path: Path) -> MappedFile:
 
     Raises `WeightsError` if it is broken or unreadable.
     """
-    with _opening(path) as (header, descriptor, found):
+    with opened(path) as (header, descriptor, found):
         return MappedFile(header, map_file(descriptor, found.st_size), found)
 
 
 def open_arena(path: Path) -> ArenaFile:
     """Reserves private memory for a file: zeros, until a stream reads it; raises as `open_mapped`."""
-    with _opening(path) as (header, _, found):
+    with opened(path) as (header, _, found):
         return ArenaFile(header, arena(rounded_up(found.st_size)), found)
 
 
-def map_store_file(path: Path, *, populate: bool = True, threads: int = DEFAULT_THREADS) -> OpenFile:
+def map_store_file(path: Path, *, populate: bool = True, threads: int = DEFAULT_THREADS) -> HostFile:
     """As `open_mapped`, and all of it in memory. Without `populate` pages come when touched."""
     file = open_mapped(path)
     if populate:
@@ -205,7 +219,7 @@ def map_store_file(path: Path, *, populate: bool = True, threads: int = DEFAULT_
     return file
 
 
-def read_into_arena(path: Path, *, threads: int = DEFAULT_THREADS) -> OpenFile:
+def read_into_arena(path: Path, *, threads: int = DEFAULT_THREADS) -> HostFile:
     """As `open_arena`, and all of it read; raises `WeightsError` also if it changes meanwhile."""
     file = open_arena(path)
     _fetch_all(file, threads=threads)
@@ -223,23 +237,25 @@ def _fetch_all(file: OpenFile, *, threads: int) -> None:
 
 
 @contextmanager
-def _opening(path: Path) -> Iterator[tuple[SafetensorsHeader, int, os.stat_result]]:
+def opened(path: Path) -> Iterator[tuple[SafetensorsHeader, int, os.stat_result]]:
     """Gives a file's checked header, a descriptor and what the system says of it, all of the same file."""
-    with _named_errors(path):
+    with named_errors(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             found = os.fstat(descriptor)
             header = read_header(path)
-            _check_same(path, found, path.stat(), fields=_IDENTITY)
+            check_same(path, found, path.stat(), fields=IDENTITY)
             yield header, descriptor, found
         finally:
             os.close(descriptor)
 
 
-_IDENTITY = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
+# What tells a file from another, and from itself after a change.
+IDENTITY = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
 
 
-def _check_same(path: Path, before: os.stat_result, after: os.stat_result, *, fields: tuple[str, ...]) -> None:
+def check_same(path: Path, before: os.stat_result, after: os.stat_result, *, fields: tuple[str, ...]) -> None:
+    """Raises `WeightsError` unless a file is what it was."""
     if after.st_size < before.st_size and after.st_ino == before.st_ino:
         raise WeightsError(
             path, f"ends at byte {after.st_size} of {before.st_size}: it was truncated while it was read"
@@ -249,7 +265,7 @@ def _check_same(path: Path, before: os.stat_result, after: os.stat_result, *, fi
 
 
 @contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
+def named_errors(path: Path) -> Iterator[None]:
     """What the system refuses becomes a `WeightsError` that names the file."""
     try:
         yield

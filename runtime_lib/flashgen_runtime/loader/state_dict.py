@@ -6,17 +6,19 @@ in its metadata.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from flashgen_runtime.errors import WeightsError
 from flashgen_runtime.loader.aligned_file import CHECKSUM_KEY, LAYOUT, LAYOUT_KEY, Write, write_aligned
 from flashgen_runtime.loader.checkpoint import read_headers
+from flashgen_runtime.loader.cuda import open_on_card
 from flashgen_runtime.loader.memory import DEFAULT_THREADS
 from flashgen_runtime.loader.opening import Mode, open_weights
-from flashgen_runtime.loader.reader import DTYPES, OpenFile
+from flashgen_runtime.loader.reader import DTYPES, HostFile, OpenFile
 from flashgen_runtime.loader.stream import stream
 
 ALIASES_KEY = "flashgen.aliases"
@@ -77,24 +79,38 @@ def load_dict(
     """
     path = Path(path)
     paths = [header.path for header in read_headers(path)] if path.is_dir() else [path]
-    files = [open_weights(file, mode) for file in paths]
-    with stream(files, threads=threads).start() as arriving:
-        arriving.wait()
-    tensors: dict[str, torch.Tensor] = {}
-    for file in files:
+    device = torch.device(device_map) if isinstance(device_map, str | torch.device) else None
+    if device is not None and device.type == "cuda" and not verify:
+        on_card = open_on_card(paths, device)
+        with stream(on_card, threads=threads).start() as arriving:
+            arriving.wait()
+        return _with_aliases(on_card, lambda file: file.tensors())
+    files = [open_weights(each, mode) for each in paths]
+    with stream(files, threads=threads).start() as arriving_here:
+        arriving_here.wait()
+    for each in files:
         if verify:
-            _verify(file)
-        tensors.update(_tensors_of(file, device_map))
-    return tensors
+            _verify(each)
+    return _with_aliases(files, lambda file: _placed(file, device_map))
 
 
-def _tensors_of(file: OpenFile, device_map: DeviceMap) -> dict[str, torch.Tensor]:
-    tensors = {name: tensor.to(_device_of(file.path, name, device_map)) for name, tensor in file.tensors().items()}
-    for alias, name in _stored_aliases(file.path, file.header.metadata).items():
-        if name not in tensors or alias in tensors:
-            raise WeightsError(file.path, f"its metadata names tensor `{alias}` as another name of `{name}`")
-        tensors[alias] = tensors[name]
-    return tensors
+F = TypeVar("F", bound=OpenFile)
+
+
+def _with_aliases(files: Sequence[F], tensors_of: Callable[[F], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for file in files:
+        tensors = tensors_of(file)
+        for alias, name in _stored_aliases(file.path, file.header.metadata).items():
+            if name not in tensors or alias in tensors:
+                raise WeightsError(file.path, f"its metadata names tensor `{alias}` as another name of `{name}`")
+            tensors[alias] = tensors[name]
+        found.update(tensors)
+    return found
+
+
+def _placed(file: OpenFile, device_map: DeviceMap) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(_device_of(file.path, name, device_map)) for name, tensor in file.tensors().items()}
 
 
 def _aliases(state_dict: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -118,7 +134,7 @@ def _check_storable(path: Path, name: str, tensor: torch.Tensor) -> None:
         raise WeightsError(path, f"tensor `{name}` has the dtype {tensor.dtype}, which safetensors does not have")
 
 
-def _verify(file: OpenFile) -> None:
+def _verify(file: HostFile) -> None:
     expected = file.header.metadata.get(CHECKSUM_KEY)
     if expected is None:
         raise WeightsError(file.path, "has no checksum to verify; `save_dict` writes one")
