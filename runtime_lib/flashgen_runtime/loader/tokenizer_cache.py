@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 import os
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -140,9 +141,23 @@ def _is_equal(tokenizer: Any, kept: BackendTokenizer) -> bool:
 
 
 def _file(path: Path, root: Path) -> Path:
-    digest = hashlib.sha256(f"{FORMAT} {version('tokenizers')} {version('transformers')}".encode())
+    digest = hashlib.sha256(_versions())
     for file in sorted([*path.iterdir(), *path.glob("additional_chat_templates/*")]):
-        if file.suffix in _SUFFIXES and file.is_file() and file.stat().st_size <= _LARGEST_BYTES:
-            digest.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
-            digest.update(file.read_bytes())
+        if file.suffix not in _SUFFIXES or not file.is_file():
+            continue
+        found = file.stat()
+        if found.st_size <= _LARGEST_BYTES:
+            digest.update(f"\0{file.relative_to(path)}\0".encode())
+            digest.update(_digest(file, found.st_size, found.st_mtime_ns))
     return root / "tokenizers" / f"{digest.hexdigest()}.tokenizer"
+
+
+@cache
+def _versions() -> bytes:
+    return f"{FORMAT} {version('tokenizers')} {version('transformers')}".encode()
+
+
+# A forked worker finds here what its parent has read, unless the file was changed since.
+@cache
+def _digest(file: Path, size: int, modified: int) -> bytes:  # noqa: ARG001 -- parts of the cache's key
+    return hashlib.sha256(file.read_bytes()).digest()
