@@ -68,12 +68,17 @@ class LawModel:
             self._cache[target] = self._cache[source]
 
     def compute(self, chunks: Sequence[Chunk]) -> list["np.ndarray[tuple[int], np.dtype[np.float32]]"]:
-        """Stores all chunks' tokens, then gives the logits of those that reach their request's end."""
+        """Stores all chunks' tokens, then gives the logits where they reach their request's end, and behind each proposal."""
         self._written: set[int] = set()
         for request, num_tokens in chunks:
             self._store(request, range(request.num_computed_tokens, request.num_computed_tokens + num_tokens))
         self.num_computed_tokens += len(self._written)
-        return [_logits_of_values(self._stored(chunk.request)) for chunk in chunks if chunk.reaches_end]
+        return [
+            _logits_of_values(self._stored(chunk.request)[: len(chunk.request.token_ids) + number])
+            for chunk in chunks
+            if chunk.reaches_end
+            for number in range(1 + len(chunk.request.proposed_ids))
+        ]
 
     def forward(self, batch: Batch) -> torch.Tensor:
         rows = self.compute(batch.chunks)
@@ -89,13 +94,13 @@ class LawModel:
             slot = self._slot(request, position)
             assert slot not in self._written, "two tokens of a step have the same slot"
             self._written.add(slot)
-            flat[slot] = _next_value(int(before), request.token_ids[position])
+            flat[slot] = _next_value(int(before), (request.token_ids + request.proposed_ids)[position])
 
     def _stored(self, request: Request) -> list[int]:
         """What the cache holds in a request's blocks."""
         blocks = np.frombuffer(request.block_table, dtype=np.int64)
         stored: list[int] = self._cache[blocks].ravel().tolist()
-        return stored[: len(request.token_ids)]
+        return stored[: len(request.token_ids) + len(request.proposed_ids)]
 
     def _slot(self, request: Request, position: int) -> int:
         return request.block_table[position // self._block_size] * self._block_size + position % self._block_size

@@ -19,6 +19,9 @@ class EngineRequest(NamedTuple):
     # Says before each token which ones may come; `None` for all.
     token_mask: TokenMask | None = None
 
+    # What the caller expects the completion to be; it only saves time.
+    predicted_ids: list[int] = []  # noqa: RUF012  # never changed
+
 
 class EngineOutput(NamedTuple):
     """What one step brought one choice of a request."""
@@ -59,6 +62,10 @@ class EngineStats(NamedTuple):
     # Prompt tokens that were looked up in the prefix cache, and those found.
     prefix_queries: int = 0
     prefix_hits: int = 0
+
+    # Tokens that were guessed and verified, and those that were right.
+    proposed: int = 0
+    accepted: int = 0
 
 
 class Engine(Protocol):

@@ -43,7 +43,7 @@ class FlatTokens:
 class Batch(FlatTokens):
     """Chunks of requests, flattened. Single tokens come first, ordered by the length of their sequences.
 
-    `sample_rows` are the last tokens of the chunks that reach their request's end.
+    `sample_rows` are the last tokens of the chunks that reach their request's end, each followed by its proposals.
     """
 
     # In the order of the sequences.
@@ -75,13 +75,14 @@ def build_batch(chunks: Sequence[Chunk], *, block_size: int, device: torch.devic
         first = request.num_computed_tokens
         last = first + num_tokens
         input_ids += request.token_ids[first:last]
+        input_ids += request.proposed_ids
         positions += range(first, last)
         _add_slots(slots, request.block_table, first, last, block_size=block_size)
         kv_lens.append(last)
         starts.append(len(input_ids))
         # As `Chunk.reaches_end`.
-        if last == len(request.token_ids):
-            sample_rows.append(len(input_ids) - 1)
+        if last == len(request.token_ids) + len(request.proposed_ids):
+            sample_rows += range(len(input_ids) - 1 - len(request.proposed_ids), len(input_ids))
     fields = flat_fields(
         input_ids=input_ids,
         positions=positions,

@@ -108,6 +108,18 @@ class BlockTables:
         request.block_table.extend(blocks)
         return True
 
+    def room(self, request: Request, *, num_reserved: int) -> int:
+        """Tokens behind its newest that a decoding request could have verified, so many blocks staying free."""
+        num_blocks = len(request.block_table) + max(0, self._pool.num_free - num_reserved)
+        return num_blocks * self._block_size - request.num_computed_tokens - 1
+
+    def grow_to_proposals(self, request: Request) -> None:
+        """Gives a decoding request the blocks of what is proposed, no more than `room` said."""
+        num_tokens = request.num_computed_tokens + 1 + len(request.proposed_ids)
+        blocks = self._pool.allocate(max(0, self.num_blocks(num_tokens) - len(request.block_table)))
+        assert blocks is not None, "proposals keep to the room"
+        request.block_table.extend(blocks)
+
     def grow_beams(self, beams: Sequence[Request]) -> list[tuple[int, int]] | None:
         """Gives each of a search's decoding beams room of its own for its newest token.
 

@@ -3,7 +3,8 @@
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import accumulate, count
+from time import perf_counter
 
 import torch
 
@@ -19,6 +20,7 @@ from flashgen_runtime.engine.kv_cache import kv_cache_blocks
 from flashgen_runtime.engine.request import Request
 from flashgen_runtime.engine.sampler import MASK_64, SampledToken, Sampler, choice_seed
 from flashgen_runtime.engine.scheduler import Chunk, Scheduler
+from flashgen_runtime.engine.speculative import Speculation
 from flashgen_runtime.engine.tokenizer import Detokenizer, Tokenizer
 from flashgen_runtime.errors import ConfigError, RequestError
 from flashgen_runtime.messages import TokenLogprob
@@ -45,6 +47,8 @@ class LLMEngine:
         sizes: limits of batches and memory.
         max_context: longest prompt plus completion that the model takes.
         eos_ids: token ids that end a completion.
+        speculation: guesses tokens, which change when a text comes and never what it is; not for models whose results
+            depend on the batch, nor for those that do not compute prompts in chunks.
 
     Raises:
         ConfigError: the KV cache's memory does not hold one block, or the model cannot have blocks of this size.
@@ -58,7 +62,10 @@ class LLMEngine:
         sizes: EngineConfig,
         max_context: int,
         eos_ids: frozenset[int] = frozenset(),
+        speculation: Speculation | None = None,
     ) -> None:
+        can_speculate = model.can_chunk and model.description.is_batch_invariant
+        self._speculation = speculation if can_speculate else None
         num_blocks = _num_blocks(model, sizes, max_context=max_context)
         model.allocate_cache(num_blocks, sizes.block_size)
         self._pool = BlockPool(num_blocks)
@@ -71,6 +78,7 @@ class LLMEngine:
             max_num_batched_tokens=sizes.max_num_batched_tokens,
             can_chunk=model.can_chunk,
             is_static=sizes.batching_mode == "static",
+            speculation=self._speculation,
         )
         self._model = model
         self._sampler = Sampler()
@@ -104,6 +112,8 @@ class LLMEngine:
             preemptions=self._scheduler.num_preemptions,
             prefix_queries=self._tables.num_queried_tokens,
             prefix_hits=self._tables.num_hit_tokens,
+            proposed=self._speculation.num_proposed if self._speculation else 0,
+            accepted=self._speculation.num_accepted if self._speculation else 0,
         )
 
     def add_request(self, request: EngineRequest) -> None:
@@ -122,6 +132,7 @@ class LLMEngine:
                 index=index,
                 token_mask=None if request.token_mask is None else request.token_mask.copy(),
                 cache_salt=salt,
+                predicted_ids=request.predicted_ids,
             )
             for index in range(params.n if params.num_beams == 1 else 1)
         ]
@@ -136,10 +147,13 @@ class LLMEngine:
         if not chunks:
             return []
         self._num_steps += 1
+        started = perf_counter()
         if copies:
             self._model.copy_blocks(copies)
         batch = build_batch(chunks, block_size=self._block_size, device=self._model.device)
         logits = self._model.forward(batch)
+        if self._speculation is not None and not any(_is_prefill(chunk) for chunk in chunks):
+            self._speculation.note_step(len(logits), perf_counter() - started)
         return self._take_tokens(batch.chunks, batch.sampled_chunks, logits)
 
     def abort(self, request_id: str) -> None:
@@ -158,18 +172,52 @@ class LLMEngine:
     ) -> list[EngineOutput]:
         """Samples the rows of `sampled_chunks`, tells the scheduler, and turns new tokens into text."""
         requests = [chunk.request for chunk in sampled_chunks]
-        drawn = [row for row, request in enumerate(requests) if request.beam_search is None]
+        first_rows = [0, *accumulate(1 + len(request.proposed_ids) for request in requests)]
+        row_of = dict(zip(requests, first_rows, strict=False))
+        drawn = [row_of[request] for request in requests if request.beam_search is None]
         tokens: list[SampledToken] = []
         if drawn:
-            rows = logits if len(drawn) == len(requests) else logits[drawn]
-            tokens = self._sampler.sample(rows, [requests[row] for row in drawn])
-        searched = [row for row, request in enumerate(requests) if request.beam_search is not None]
+            rows = logits if len(drawn) == len(logits) else logits[drawn]
+            tokens = self._sampler.sample(rows, [request for request in requests if request.beam_search is None])
+        searched = [request for request in requests if request.beam_search is not None]
 
         advanced = self._scheduler.update(chunks, [token.token_id for token in tokens])
         outputs = [self._output(request, token) for request, token in zip(advanced, tokens, strict=True)]
+        if any(request.proposed_ids for request in requests):
+            outputs = self._verify(advanced, outputs, logits, row_of)
         if searched:
-            outputs += self._advance_searches([requests[row] for row in searched], logits[searched])
+            outputs += self._advance_searches(searched, logits[[row_of[request] for request in searched]])
         return outputs
+
+    def _verify(
+        self, advanced: list[Request], outputs: list[EngineOutput], logits: torch.Tensor, row_of: dict[Request, int]
+    ) -> list[EngineOutput]:
+        """Goes on with the requests whose newest token is what was proposed, position by position.
+
+        Each position is sampled as in a step of its own, so that a text is the same with and without proposals.
+        """
+        merged = dict(zip(advanced, outputs, strict=True))
+        num_accepted = dict.fromkeys(advanced, 0)
+        going_on = advanced
+        for position in range(max(len(request.proposed_ids) for request in advanced)):
+            going_on = [request for request in going_on if _is_confirmed(request, position)]
+            if not going_on:
+                break
+            rows = logits[[row_of[request] + position + 1 for request in going_on]]
+            for request, token in zip(going_on, self._sampler.sample(rows, going_on), strict=True):
+                num_accepted[request] += 1
+                self._scheduler.accept(request, token.token_id)
+                merged[request] = _joined(merged[request], self._output(request, token))
+        assert self._speculation is not None, "someone proposed"
+        for request in advanced:
+            if request.proposed_ids:
+                self._speculation.note_result(
+                    request, num_proposed=len(request.proposed_ids), num_accepted=num_accepted[request]
+                )
+                request.proposed_ids = []
+            if request.is_finished:
+                self._speculation.forget(request)
+        return list(merged.values())
 
     def _advance_searches(self, beams: list[Request], logits: torch.Tensor) -> list[EngineOutput]:
         """Gives every beam search in the batch its next step; the outputs of those that are done."""
@@ -270,3 +318,19 @@ def _num_blocks(model: CausalModel, sizes: EngineConfig, *, max_context: int) ->
         problem = f"{sizes.kv_cache_bytes} bytes do not hold one block of {size}"
         raise ConfigError("engine.kv_cache_bytes", problem)
     return kv_cache_blocks(sizes, max_context=max_context, block_bytes=block_bytes)
+
+
+def _is_prefill(chunk: Chunk) -> bool:
+    return chunk.num_tokens > 1 + len(chunk.request.proposed_ids)
+
+
+def _is_confirmed(request: Request, position: int) -> bool:
+    """Whether a request goes on and its newest token is the one that was proposed at `position`."""
+    if request.is_finished or position >= len(request.proposed_ids):
+        return False
+    return request.token_ids[-1] == request.proposed_ids[position]
+
+
+def _joined(first: EngineOutput, second: EngineOutput) -> EngineOutput:
+    """What two tokens of one choice bring together."""
+    return second._replace(text=first.text + second.text, logprobs=first.logprobs + second.logprobs)

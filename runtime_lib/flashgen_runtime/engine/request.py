@@ -49,6 +49,10 @@ class Request:
     # Requests with equal salts share blocks of equal tokens.
     cache_salt: bytes = b""
 
+    # What the caller expects the completion to be, and what the current step verifies behind `token_ids`.
+    predicted_ids: list[int] = field(default_factory=list)
+    proposed_ids: list[int] = field(default_factory=list)
+
     state: RequestState = RequestState.WAITING
     finish_reason: FinishReason | None = None
 

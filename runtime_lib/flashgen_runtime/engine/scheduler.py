@@ -21,6 +21,7 @@ from flashgen_runtime.engine.beam_search import BeamSearch, Floats, Ints
 from flashgen_runtime.engine.block_tables import BlockTables
 from flashgen_runtime.engine.prefix_cache import PrefixMatch
 from flashgen_runtime.engine.request import Request, RequestState
+from flashgen_runtime.engine.speculative import Speculation
 from flashgen_runtime.errors import RequestError
 from flashgen_runtime.messages import FinishReason
 
@@ -38,7 +39,7 @@ class Chunk(NamedTuple):
     @property
     def reaches_end(self) -> bool:
         """Whether the step gives the request a new token."""
-        return self.num_tokens == self.request.num_uncomputed_tokens
+        return self.num_tokens == self.request.num_uncomputed_tokens + len(self.request.proposed_ids)
 
 
 class Schedule(NamedTuple):
@@ -71,6 +72,7 @@ class Scheduler:
         max_num_batched_tokens: tokens of one step.
         can_chunk: whether a prompt may be computed in several steps; else a long one exceeds the budget.
         is_static: whether requests start only when none runs.
+        speculation: guesses tokens that a step verifies besides.
     """
 
     def __init__(
@@ -81,7 +83,9 @@ class Scheduler:
         max_num_batched_tokens: int,
         can_chunk: bool = True,
         is_static: bool = False,
+        speculation: Speculation | None = None,
     ) -> None:
+        self._speculation = speculation
         self._tables = tables
         self._max_num_batched_tokens = max_num_batched_tokens
         self._can_chunk = can_chunk
@@ -133,7 +137,9 @@ class Scheduler:
         if self._waiting and can_start and not is_full:
             self._start_waiting(draft)
         budget = self._max_num_batched_tokens - len(draft.decodes)
-        return Schedule(draft.decodes + self._chunks(draft.prompts, budget), draft.copies)
+        chunks = self._chunks(draft.prompts, budget)
+        budget -= sum(chunk.num_tokens for chunk in chunks)
+        return Schedule(self._with_proposals(draft.decodes, budget) + chunks, draft.copies)
 
     def update(self, chunks: Sequence[Chunk], new_token_ids: Sequence[int]) -> list[Request]:
         """Notes what a step computed.
@@ -148,12 +154,20 @@ class Scheduler:
         """
         sampled = [chunk.request for chunk in chunks if chunk.reaches_end and chunk.request.beam_search is None]
         for request, num_tokens in chunks:
-            self._tables.advance(request, num_tokens)
+            self._tables.advance(request, num_tokens - len(request.proposed_ids))
         for request, token_id in zip(sampled, new_token_ids, strict=True):
-            request.token_ids.append(token_id)
-            if reason := _finish_reason(request):
-                self.finish(request, reason)
+            self._append(request, token_id)
         return sampled
+
+    def accept(self, request: Request, token_id: int) -> None:
+        """After `update`: the newest token was proposed, so the step computed it too and gives the one behind it."""
+        self._tables.advance(request, 1)
+        self._append(request, token_id)
+
+    def _append(self, request: Request, token_id: int) -> None:
+        request.token_ids.append(token_id)
+        if reason := _finish_reason(request):
+            self.finish(request, reason)
 
     def update_beams(self, search: BeamSearch, log_probs: Floats, token_ids: Ints) -> None:
         """After `update`: gives a search the candidates of its beams' next tokens, see `BeamSearch.advance`.
@@ -180,6 +194,8 @@ class Scheduler:
         elif request.state is RequestState.WAITING:
             self._waiting.remove(request)
         self._release(request)
+        if self._speculation is not None:
+            self._speculation.forget(request)
         request.state = RequestState.FINISHED
         request.finish_reason = reason
 
@@ -295,6 +311,23 @@ class Scheduler:
                 chunks.append(Chunk(request, num_tokens))
                 budget -= num_tokens
             limit = budget
+        return chunks
+
+    def _with_proposals(self, decodes: list[Chunk], budget: int) -> list[Chunk]:
+        """The decodes, with tokens to verify as far as the budget goes and blocks are free beside everyone's growth."""
+        if self._speculation is None or not self._can_chunk:
+            return decodes
+        chunks = []
+        for request, num_tokens in decodes:
+            if request.beam_search is None:
+                num_left = request.params.max_tokens - request.num_completion_tokens - 1
+                room = self._tables.room(request, num_reserved=self._max_num_seqs)
+                request.proposed_ids = self._speculation.propose(
+                    request, limit=min(budget, num_left, room), num_running=len(self._running)
+                )
+                self._tables.grow_to_proposals(request)
+                budget -= len(request.proposed_ids)
+            chunks.append(Chunk(request, num_tokens + len(request.proposed_ids)))
         return chunks
 
     def _preempt_newest(self) -> None:
