@@ -15,8 +15,8 @@ from msgspec.structs import replace
 
 from flashgen_runtime.config import ServerConfig
 from flashgen_runtime.errors import WorkerLostError
-from tests.runtime.test_worker_process import WorkerProcess, connected, exit_of
 from tests.runtime_workers import generate, in_state, model_config, replies_of, server_config, service_yaml, text_of
+from tests.worker_processes import WorkerProcess, connected, exit_of
 
 CODER = Path(__file__).parents[2] / "samples" / "models" / "stdlib-coder"
 
