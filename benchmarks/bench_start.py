@@ -63,9 +63,11 @@ def _measure(shape: ModelShape, cache: str, rounds: int, store: Path) -> tuple[d
     os.environ["FLASHGEN_STORE"] = str(store)
     seconds: dict[str, list[float]] = {}
     tokens: dict[str, str] = {}
+    prepare = [sys.executable, "-m", "benchmarks.start_ours", str(folder), "prepare", str(THREADS)]
+    subprocess.run(prepare, cwd=ROOT, check=True)
     with _starts(folder) as starts:
-        # Weights are prepared, the tokenizer is kept, libraries are in the page cache.
-        for start in [*starts.values(), starts[FORKED]]:
+        # Libraries and files are in the page cache.
+        for start in starts.values():
             start()
         for number in range(rounds):
             for system, start in starts.items():

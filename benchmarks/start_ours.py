@@ -1,6 +1,7 @@
 """flashgen's fork server, or a process without one: from a request to the first token, with the models on disk.
 
-Run by `benchmarks.bench_start`: python -m benchmarks.start_ours FOLDER forked|fresh THREADS
+Run by `benchmarks.bench_start`: python -m benchmarks.start_ours FOLDER prepare|forked|fresh THREADS
+"prepare" writes what a worker that lives longer writes at its first load, and keeps the tokenizer.
 "forked" stays, and answers `{"prompt": …}` by `{"seconds", "token"}` from a process that it forks for each request.
 "fresh" reads one prompt from stdin, answers it in the same form, without "seconds", and ends.
 """
@@ -43,17 +44,30 @@ def first_token(server: ServerConfig, folder: Path, prompt: str) -> str:
             return reply.text
 
 
+def prepare_all(folder: Path, threads: int) -> None:
+    """Has everything in the store that starts look for there."""
+    server = _server_config(folder, threads)
+    work_ahead(server, folder.parent)
+    # Deferred: it imports torch.
+    from flashgen_runtime.engine.prepare import prepare
+    from flashgen_runtime.loader.access import WeightAccess
+    from flashgen_runtime.loader.tokenizer import load_tokenizer
+
+    store = WeightAccess.of(server.weights).store
+    prepare(folder, store)
+    load_tokenizer(folder, vocab_size=1, store=store.root)
+
+
 class ForkServer:
     """Has imported everything; its children live for one request."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         self._folder = folder
         self._server = _server_config(folder, threads)
+        work_ahead(self._server, folder.parent)
         self.settings = f"{threads} threads, weights mapped from the store"
 
     def answer(self, request: dict[str, Any]) -> dict[str, object]:
-        # Reads the tokenizer once the store keeps it, which the first child sees to.
-        work_ahead(self._server, self._folder.parent)
         reason = reason_against_fork()
         if reason is not None:
             raise RuntimeError(f"cannot fork: {reason}")
@@ -117,8 +131,11 @@ def _server_config(folder: Path, threads: int) -> ServerConfig:
 
 
 def main() -> None:
-    """One of the two."""
+    """One of the three."""
     folder, kind, threads = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    if kind == "prepare":
+        prepare_all(folder, threads)
+        return
     if kind == "fresh":
         prompt = json.loads(sys.stdin.readline())["prompt"]
         token = first_token(_server_config(folder, threads), folder, prompt)

@@ -7,18 +7,19 @@ Reads `{"prompt": …}` from stdin, answers `{"token": …}`, and ends.
 import json
 import os
 import sys
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-logging.disable_progress_bar()
+logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
 
 
 def first_token(folder: str, prompt: str) -> str:
     """The most likely continuation."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     with torch.inference_mode():
         output = model.generate(ids, max_new_tokens=1, do_sample=False)

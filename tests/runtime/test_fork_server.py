@@ -1,5 +1,6 @@
 """The parent that forks workers: what it passes on, what it repairs, and what it must not have done before."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -10,6 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
+
+from flashgen_runtime.config import ServerConfig
+from flashgen_runtime.errors import WorkerLostError
+from tests.runtime_workers import generate, in_state, model_config, replies_of, server_config, service_yaml, text_of
+from tests.worker_processes import WorkerProcess, connected, exit_of
+
+CODER = Path(__file__).parents[2] / "samples" / "models" / "stdlib-coder"
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks only on Linux")
 
@@ -256,6 +265,57 @@ def test_orphans_are_buried(tmp_path: Path, programs: list[Program]) -> None:
 
     assert program.wait()[0] == 0
     assert program.said == ["buried"]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_forked_anew(tmp_path: Path) -> None:
+    """Its open request fails within a second, and the next one is answered by a process that imported nothing."""
+
+    async def main() -> None:
+        running = WorkerProcess(tmp_path)
+        running.config_path.write_text(service_yaml(_server_of(CODER)))
+        process = running.start(
+            "-c",
+            "from flashgen_runtime.worker import run_worker; run_worker('fake')",
+            FLASHGEN_MODELS=str(CODER.parent),
+            FLASHGEN_STORE=str(tmp_path / "store"),
+        )
+        try:
+            async with connected(running) as connection:
+                stream = connection.stream(generate("open", model=CODER.name, max_tokens=1500))
+                await anext(stream)
+                (child,) = _children(process.pid)
+
+                os.kill(child, signal.SIGKILL)
+                killed = time.monotonic()
+                with pytest.raises(WorkerLostError):
+                    [reply async for reply in stream]
+                lost_after_seconds = time.monotonic() - killed
+                await in_state(connection, "ready", timeout_seconds=SECONDS)
+                replies = await replies_of(connection, generate("next", model=CODER.name))
+
+                assert lost_after_seconds < 1
+                assert text_of(replies)
+                assert _children(process.pid) not in ([], [child])
+                process.terminate()
+                code, lines = await exit_of(process)
+                assert code == 0
+                assert any("the worker crashed and starts again" in line for line in lines)
+        finally:
+            process.kill()
+            process.communicate()
+
+    asyncio.run(main())
+
+
+def _server_of(folder: Path) -> ServerConfig:
+    model = replace(model_config(folder.name), dtype="auto")
+    server = server_config(model)
+    return replace(server, engine=replace(server.engine, block_size=32, kv_cache_bytes=1 << 26))
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def wait_until_gone(pid: int) -> None:

@@ -19,6 +19,7 @@ import torch
 from flashgen_runtime.errors import DiskFullError, DownloadError, WeightsError
 from flashgen_runtime.loader import fetch, save_dict
 from flashgen_runtime.loader.folder_source import FolderSource
+from flashgen_runtime.loader.locks import locked
 from flashgen_runtime.loader.remote_files import RemoteFile
 from flashgen_runtime.loader.store import MANIFEST_NAME, Store, StoreError, UnwritableStoreError
 
@@ -90,7 +91,7 @@ def test_read_only_store_serves_what_it_has(store: Store, checkpoint: Path, monk
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     model = store.pull(str(checkpoint))
-    monkeypatch.setattr("flashgen_runtime.loader.store.os.open", refuse)
+    monkeypatch.setattr("flashgen_runtime.loader.locks.os.open", refuse)
     assert store.pull(str(checkpoint)) == model
 
 
@@ -265,7 +266,7 @@ def test_clean_up_spares_what_is_worked_on(store: Store, checkpoint: Path) -> No
     with pytest.raises(DownloadError):
         store.pull(str(checkpoint), source=CountingSource(checkpoint, failing="model.safetensors"))
     (name,) = [folder.name for folder in (store.root / "partial").iterdir()]
-    with store._locked(name):
+    with locked(store.root / "locks" / name):
         assert store.clean_up() == 0
     assert store.clean_up() > 0
     assert list((store.root / "partial").iterdir()) == []

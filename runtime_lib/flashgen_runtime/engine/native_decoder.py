@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from flashgen_runtime import timings
 from flashgen_runtime.config import DType, Quantization
 from flashgen_runtime.engine.batch import Batch
 from flashgen_runtime.engine.causal_model import ModelDescription
@@ -66,7 +67,8 @@ def load_native(
     Raises:
         WeightsError: a file is missing or broken, or its tensors are not those of the configuration.
     """
-    config, recipe = decoder_recipe(path, dtype=dtype, quantization=quantization)
+    with timings.stage("skeleton"):
+        config, recipe = decoder_recipe(path, dtype=dtype, quantization=quantization)
     return NativeDecoder(
         config,
         find_weights(recipe, access),

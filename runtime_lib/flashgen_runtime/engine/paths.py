@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from flashgen_runtime import timings
 from flashgen_runtime.config import EngineConfig, ModelConfig
 from flashgen_runtime.engine.causal_model import CausalModel
 from flashgen_runtime.engine.native_config import reason_against
@@ -75,7 +76,8 @@ def _reason_against_native(tree: dict[str, Any], config: ModelConfig) -> str | N
 
 def _load_native(path: Path, config: ModelConfig, engine: EngineConfig, access: WeightAccess | None) -> CausalModel:
     # Deferred: an interface that only one of the paths needs.
-    from flashgen_runtime.engine.native_decoder import load_native
+    with timings.stage("imports"):
+        from flashgen_runtime.engine.native_decoder import load_native
 
     return load_native(
         path,
@@ -91,12 +93,14 @@ def _load_transformers(
     path: Path, config: ModelConfig, engine: EngineConfig, reason: str, access: WeightAccess | None
 ) -> CausalModel:
     # Deferred: importing transformers' model classes takes seconds, which native models do not need.
-    from flashgen_runtime.engine.model_runner import PagedModel
-    from flashgen_runtime.engine.plain_runner import PlainModel
-    from flashgen_runtime.engine.probe import probe
-    from flashgen_runtime.loader.materialize import read_config
+    with timings.stage("imports"):
+        from flashgen_runtime.engine.model_runner import PagedModel
+        from flashgen_runtime.engine.plain_runner import PlainModel
+        from flashgen_runtime.engine.probe import probe
+        from flashgen_runtime.loader.materialize import read_config
 
-    finding = probe(read_config(path))
+    with timings.stage("skeleton"):
+        finding = probe(read_config(path))
     if finding.not_paged and engine.kv_cache_dtype == "int8":
         raise ConfigError(
             "engine.kv_cache.dtype", f"`int8` needs a paged model, and this one is not: {finding.not_paged}"

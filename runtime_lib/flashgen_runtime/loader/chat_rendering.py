@@ -68,7 +68,7 @@ def _compiled(template: str) -> Template:
 class _GenerationBlocks(Extension):
     """`{% generation %}…{% endgeneration %}`, which marks the model's part for training: rendered as it is."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012 -- as its base class declares it
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno

@@ -128,6 +128,7 @@ class HostFile(OpenFile):
     def __init__(self, header: SafetensorsHeader, region: Region, found: os.stat_result) -> None:
         super().__init__(header, found)
         self.region = region
+        self._taken: set[str] = set()
 
     def tensor(self, name: str) -> torch.Tensor:
         start, end = self.range_of(name)
@@ -135,6 +136,8 @@ class HostFile(OpenFile):
 
     def take(self, name: str) -> torch.Tensor:
         """Its pages are given back with it, and not with the last tensor of the file."""
+        assert name not in self._taken, "the pages of a tensor are given back once"
+        self._taken.add(name)
         return self._shaped(name, self.region.lend(*self.range_of(name)))
 
 

@@ -10,7 +10,6 @@ complete, checked and on the disk. So whatever kills a pull, nothing ever looks 
 """
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -34,6 +33,7 @@ from flashgen_runtime.loader.fetch import (
     writing_error,
 )
 from flashgen_runtime.loader.hub_source import cached_repository, is_offline
+from flashgen_runtime.loader.locks import locked, try_locked
 from flashgen_runtime.loader.manifest import MANIFEST_NAME, Manifest, StoredFile, StoredModel, read_manifest
 from flashgen_runtime.loader.remote_files import Progress, RemoteFile, Source, total_bytes
 from flashgen_runtime.loader.safetensors_header import read_header
@@ -158,7 +158,7 @@ class Store:
         # Without the lock, which cannot be taken in a store that may only be read.
         if not self._has(name):
             try:
-                with self._locked(name, on_wait):
+                with locked(self._lock(name), on_wait):
                     if not self._has(name):
                         self._fetch(source, name, reference=_reference(revision), on_start=on_start, progress=progress)
             except OSError as error:
@@ -188,12 +188,12 @@ class Store:
 
         Processes that have mapped its files keep what they have mapped.
         """
-        with self._locked(model.name):
+        with locked(self._lock(model.name)):
             return self._bury(model.path) + self.remove_prepared(model)
 
     def remove_prepared(self, model: StoredModel) -> int:
         """Removes what was prepared from a model, when nobody prepares it any more; gives the number of bytes."""
-        with self._locked(f"prepared-{model.name}"):
+        with locked(self._lock(f"prepared-{model.name}")):
             return self._bury(self.root / "prepared" / model.name)
 
     def clean_up(self) -> int:
@@ -203,7 +203,7 @@ class Store:
             if folder.name.startswith(_GRAVE):
                 freed += _remove_tree(folder)
                 continue
-            with self._try_locked(folder.name) as is_ours:
+            with try_locked(self._lock(folder.name)) as is_ours:
                 freed += _remove_tree(folder) if is_ours else 0
         return freed
 
@@ -294,36 +294,9 @@ class Store:
             return 0
         return _remove_tree(grave)
 
-    @contextlib.contextmanager
-    def _locked(self, name: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Waits until nobody else works on the model; the lock ends with the process that holds it."""
-        with self._lock_file(name) as descriptor:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_wait()
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-
-    @contextlib.contextmanager
-    def _try_locked(self, name: str) -> Iterator[bool]:
-        with self._lock_file(name) as descriptor:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-
-    @contextlib.contextmanager
-    def _lock_file(self, name: str) -> Iterator[int]:
-        path = self.root / "locks" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
+    def _lock(self, name: str) -> Path:
+        """The file that is held while somebody works on a model."""
+        return self.root / "locks" / name
 
 
 def default_root() -> Path:

@@ -157,7 +157,7 @@ def _become_child(parent: int, *, num_forks: int) -> None:
 
 def _ended() -> list[tuple[int, int]]:
     """Ids and statuses of all processes that have ended."""
-    found = []
+    found: list[tuple[int, int]] = []
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)

@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flashgen_runtime import timings
 from flashgen_runtime.config import FolderSource, ModelConfig, ServerConfig
 from flashgen_runtime.messages import ModelStatus
 from flashgen_runtime.models.base import ModelMemory, ServedModel
@@ -33,7 +34,8 @@ class CheckpointLibrary:
         return self._access.store.find(source.repository, source.revision) is not None
 
     def locate(self, config: ModelConfig) -> Path:
-        from flashgen_runtime.models.registry import locate_model
+        with timings.stage("imports"):
+            from flashgen_runtime.models.registry import locate_model
 
         return locate_model(config, self._access, self._models_folder)
 
@@ -69,7 +71,8 @@ class CheckpointLibrary:
 
     @cached_property
     def _access(self) -> "WeightAccess":
-        from flashgen_runtime.loader.access import WeightAccess
+        with timings.stage("imports"):
+            from flashgen_runtime.loader.access import WeightAccess
 
         return WeightAccess.of(self._server.weights)
 
