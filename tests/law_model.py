@@ -68,7 +68,7 @@ class LawModel:
             self._cache[target] = self._cache[source]
 
     def compute(self, chunks: Sequence[Chunk]) -> list["np.ndarray[tuple[int], np.dtype[np.float32]]"]:
-        """Stores all chunks' tokens, then gives the logits where they reach their request's end, and behind each proposal."""
+        """Stores all chunks' tokens, then gives the logits at the ends of requests and behind each proposal."""
         self._written: set[int] = set()
         for request, num_tokens in chunks:
             self._store(request, range(request.num_computed_tokens, request.num_computed_tokens + num_tokens))

@@ -31,6 +31,12 @@ prefix_cache_queries_total = Counter(
 prefix_cache_hits_total = Counter(
     "flashgen_prefix_cache_hits_total", "Prompt tokens that were found in the prefix cache.", ["model"]
 )
+spec_decode_draft_tokens_total = Counter(
+    "flashgen_spec_decode_draft_tokens_total", "Tokens that were guessed and verified.", ["model"]
+)
+spec_decode_accepted_tokens_total = Counter(
+    "flashgen_spec_decode_accepted_tokens_total", "Guessed tokens that were right.", ["model"]
+)
 prompt_tokens_total = Counter("flashgen_prompt_tokens_total", "Prompt tokens of requests that finished.", ["model"])
 generation_tokens_total = Counter("flashgen_generation_tokens_total", "Tokens generated.", ["model"])
 steps_total = Counter("flashgen_steps_total", "Engine steps.", ["model"])

@@ -33,3 +33,15 @@ def test_prefix_cache_counters_follow_the_engines_own() -> None:
 
     assert value("flashgen_prefix_cache_queries_total") == 25
     assert value("flashgen_prefix_cache_hits_total") == 20
+
+
+def test_counters_of_guesses_follow_the_engines_own() -> None:
+    """Guessed and right tokens only ever grow, however often they are shown."""
+    gauges = EngineGauges("gauged")
+
+    gauges.show(STATS._replace(proposed=8, accepted=5))
+    gauges.show(STATS._replace(proposed=8, accepted=5))
+    gauges.show(STATS._replace(proposed=12, accepted=6))
+
+    assert value("flashgen_spec_decode_draft_tokens_total") == 12
+    assert value("flashgen_spec_decode_accepted_tokens_total") == 6

@@ -99,7 +99,7 @@ PROPOSERS: dict[str, Proposer] = {
 @pytest.mark.parametrize("proposer", PROPOSERS.values(), ids=PROPOSERS.keys())
 @pytest.mark.parametrize("limits", [{}, {"num_blocks": 14, "max_num_batched_tokens": 9}], ids=["roomy", "tight"])
 def test_answers_are_the_same_with_and_without_guesses(proposer: Proposer, limits: dict[str, Any]) -> None:
-    """All kinds of requests together: text, log probabilities, reasons and counts, with preemptions where it is tight."""
+    """All kinds of requests together: text, log probabilities, reasons, counts; preemptions where it is tight."""
     requests = []
     for number, (name, params) in enumerate(KINDS.items()):
         prompt = [5, 6, 5, 6, 5, 6, number, 5, 6]

@@ -53,7 +53,7 @@ class NgramProposer:
 
 
 class PredictionProposer:
-    """Follows the text that a caller predicts; after a mismatch it goes on where the text meets the prediction again."""
+    """Follows the text that a caller predicts; goes on behind a mismatch where both meet again."""
 
     def propose(self, request: Request, count: int) -> list[int]:
         predicted = request.predicted_ids

@@ -103,7 +103,8 @@ class TextGenerationModel:
             raise RequestError(message, kind="invalid_request", param="model")
         prompt = self._encode(request)
         params = self._params(request, prompt=prompt)
-        return EngineRequest(request.request_id, prompt.ids, params)
+        predicted = self._tokenizer.encode(request.prediction, add_special_tokens=False) if request.prediction else []
+        return EngineRequest(request.request_id, prompt.ids, params, predicted_ids=predicted)
 
     def add(self, prepared: EngineRequest) -> None:
         self._engine.add_request(prepared)
