@@ -152,9 +152,12 @@ class LLMEngine:
             self._model.copy_blocks(copies)
         batch = build_batch(chunks, block_size=self._block_size, device=self._model.device)
         logits = self._model.forward(batch)
-        if self._speculation is not None and not any(_is_prefill(chunk) for chunk in chunks):
-            self._speculation.note_step(len(logits), perf_counter() - started)
-        return self._take_tokens(batch.chunks, batch.sampled_chunks, logits)
+        is_measured = self._speculation is not None and not any(_is_prefill(chunk) for chunk in chunks)
+        num_rows = len(logits)
+        outputs = self._take_tokens(batch.chunks, batch.sampled_chunks, logits)
+        if self._speculation is not None and is_measured:
+            self._speculation.note_step(num_rows, perf_counter() - started)
+        return outputs
 
     def abort(self, request_id: str) -> None:
         opened = self._open.pop(request_id, None)

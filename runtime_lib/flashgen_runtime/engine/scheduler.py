@@ -315,14 +315,15 @@ class Scheduler:
 
     def _with_proposals(self, decodes: list[Chunk], budget: int) -> list[Chunk]:
         """The decodes, with tokens to verify as far as the budget goes and blocks are free beside everyone's growth."""
-        if self._speculation is None or not self._can_chunk:
+        speculation = self._speculation
+        if speculation is None or not self._can_chunk or not speculation.may_pay(len(self._running)):
             return decodes
         chunks = []
         for request, num_tokens in decodes:
             if request.beam_search is None:
                 num_left = request.params.max_tokens - request.num_completion_tokens - 1
                 room = self._tables.room(request, num_reserved=self._max_num_seqs)
-                request.proposed_ids = self._speculation.propose(
+                request.proposed_ids = speculation.propose(
                     request, limit=min(budget, num_left, room), num_running=len(self._running)
                 )
                 self._tables.grow_to_proposals(request)

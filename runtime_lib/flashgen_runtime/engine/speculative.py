@@ -74,8 +74,8 @@ class PredictionProposer:
 class _Record:
     """What is known of one request."""
 
-    # Accepted per proposed token, a moving average; it starts with hope.
-    acceptance: float = 0.8
+    # How often a guessed token behind right ones is right, a moving average; `None` before the first guess.
+    acceptance: float | None = None
     pause: int = FIRST_PAUSE
 
     # Length of the text from which on guesses are made again.
@@ -99,18 +99,26 @@ class Speculation:
 
         # Of steps that only decode, by their number of rows.
         self._seconds: dict[int, float] = {}
+
+        # Of all requests, with which a new one starts; the first one starts with hope.
+        self._acceptance = 0.7
         self.num_proposed = 0
         self.num_accepted = 0
 
     def propose(self, request: Request, *, limit: int, num_running: int) -> list[int]:
         """A guess of at most `limit` tokens, and of none where it would not pay."""
-        count = min(limit, self._num_tokens)
-        if count <= 0 or not self._pays(request, count, num_running):
+        most = min(limit, self._num_tokens)
+        count = self._best_count(request, most, num_running) if most > 0 else 0
+        if count == 0:
             return []
         for proposer in self._proposers:
             if found := proposer.propose(request, count):
                 return found
         return []
+
+    def may_pay(self, num_running: int) -> bool:
+        """Whether anybody's guess could pay beside so many requests."""
+        return self._is_always or num_running <= MOST_RUNNING
 
     def note_step(self, num_rows: int, seconds: float) -> None:
         """A step that only decoded took so long."""
@@ -122,35 +130,52 @@ class Speculation:
         self.num_proposed += num_proposed
         self.num_accepted += num_accepted
         record = self._records[request]
-        record.acceptance += WEIGHT * (num_accepted / num_proposed - record.acceptance)
-        if num_accepted == num_proposed:
+        share = num_accepted / min(num_accepted + 1, num_proposed)
+        before = self._acceptance if record.acceptance is None else record.acceptance
+        record.acceptance = before + WEIGHT * (share - before)
+        self._acceptance += WEIGHT * (share - self._acceptance)
+        if num_accepted == num_proposed > 1:
             record.pause = FIRST_PAUSE
 
     def forget(self, request: Request) -> None:
         """The request has ended."""
         self._records.pop(request, None)
 
-    def _pays(self, request: Request, count: int, num_running: int) -> bool:
+    def _best_count(self, request: Request, most: int, num_running: int) -> int:
+        """The length of the guess that gives most tokens a second, 0 where none gains anything."""
         if self._is_always:
-            return True
+            return most
         record = self._records[request]
-        if num_running > MOST_RUNNING or len(request.token_ids) < record.resume_at:
-            return False
-        if 1 + record.acceptance * count >= LEAST_GAIN * self._relative_cost(num_running, count):
-            return True
-        # The next try has a little hope, so that a few good guesses keep it going.
+        if len(request.token_ids) < record.resume_at:
+            return 0
+        if record.acceptance is None:
+            record.acceptance = self._acceptance
+        gains = {
+            count: _expected_tokens(record.acceptance, count) / self._relative_cost(num_running, count)
+            for count in range(1, most + 1)
+        }
+        best = max(gains, key=gains.__getitem__)
+        if gains[best] >= LEAST_GAIN:
+            return best
+        # One guess of one token behind each pause: a text may turn into one that can be guessed.
         record.resume_at = len(request.token_ids) + record.pause
         record.pause = min(2 * record.pause, LONGEST_PAUSE)
-        record.acceptance = 0.5
-        return False
+        return 1
 
     def _relative_cost(self, num_running: int, count: int) -> float:
-        """A step with a guess for each running request, over a step without."""
+        """A step with a guess for one of the running requests, over a step without."""
         plain = self._seconds.get(num_running)
-        with_guesses = self._seconds.get(num_running * (1 + count))
-        if plain is None or with_guesses is None:
-            return 1 + ASSUMED_ROW_COST * num_running * count
-        return with_guesses / plain
+        more = [(rows, seconds) for rows, seconds in self._seconds.items() if rows > num_running]
+        if plain is None or not more:
+            return 1 + ASSUMED_ROW_COST * count
+        # On the line through the two nearest measurements below and above, or beyond the last one.
+        rows, seconds = min(more, key=lambda each: abs(each[0] - num_running - count))
+        return 1 + max(0.0, seconds / plain - 1) * count / (rows - num_running)
+
+
+def _expected_tokens(acceptance: float, count: int) -> float:
+    """Tokens of a step whose guess of `count` tokens ends at the first wrong one."""
+    return sum(acceptance**position for position in range(count + 1))
 
 
 def _last_place(token_ids: Sequence[int], length: int) -> int | None:
