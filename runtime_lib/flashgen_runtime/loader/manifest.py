@@ -45,6 +45,16 @@ class StoredModel(msgspec.Struct, frozen=True, kw_only=True):
     manifest: Manifest
 
 
+class PreparedElsewhere(msgspec.Struct, frozen=True, kw_only=True):
+    """What was prepared from a checkpoint that is not in the store."""
+
+    name: str
+
+    # The checkpoint's folder; empty where the files do not tell.
+    checkpoint: str
+    files: list[Path]
+
+
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a checkpoint's folder; raises `WeightsError`."""
     file = path / MANIFEST_NAME

@@ -34,7 +34,14 @@ from flashgen_runtime.loader.fetch import (
 )
 from flashgen_runtime.loader.hub_source import cached_repository, is_offline
 from flashgen_runtime.loader.locks import locked, try_locked
-from flashgen_runtime.loader.manifest import MANIFEST_NAME, Manifest, StoredFile, StoredModel, read_manifest
+from flashgen_runtime.loader.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    PreparedElsewhere,
+    StoredFile,
+    StoredModel,
+    read_manifest,
+)
 from flashgen_runtime.loader.remote_files import Progress, RemoteFile, Source, total_bytes
 from flashgen_runtime.loader.safetensors_header import read_header
 from flashgen_runtime.loader.sources import canonical_uri, is_hub_id, source_of
@@ -44,6 +51,7 @@ __all__ = [
     "MANIFEST_NAME",
     "READ_BYTES",
     "Manifest",
+    "PreparedElsewhere",
     "Store",
     "StoreError",
     "StoredFile",
@@ -56,6 +64,9 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+# In the metadata of prepared files (see `loader.prepared`): the checkpoint's folder.
+CHECKPOINT_KEY = "flashgen.checkpoint"
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -181,7 +192,15 @@ class Store:
 
     def prepared_files(self, model: StoredModel) -> list[Path]:
         """What was prepared from a model."""
-        return sorted((self.root / "prepared" / model.name).glob("*.safetensors"))
+        return _weight_files(self.root / "prepared" / model.name)
+
+    def prepared_elsewhere(self) -> list[PreparedElsewhere]:
+        """What was prepared from checkpoints that lie elsewhere, or were removed by hand."""
+        return [
+            PreparedElsewhere(name=folder.name, checkpoint=_checkpoint_of(files[0]), files=files)
+            for folder in sorted((self.root / "prepared").glob("*"))
+            if not self._has(folder.name) and (files := _weight_files(folder))
+        ]
 
     def remove(self, model: StoredModel) -> int:
         """Takes a model and what was prepared from it out of the store; gives the number of bytes.
@@ -191,8 +210,8 @@ class Store:
         with locked(self._lock(model.name)):
             return self._bury(model.path) + self.remove_prepared(model)
 
-    def remove_prepared(self, model: StoredModel) -> int:
-        """Removes what was prepared from a model, when nobody prepares it any more; gives the number of bytes."""
+    def remove_prepared(self, model: StoredModel | PreparedElsewhere) -> int:
+        """Removes what was prepared from a checkpoint, when nobody prepares it any more; gives the number of bytes."""
         with locked(self._lock(f"prepared-{model.name}")):
             return self._bury(self.root / "prepared" / model.name)
 
@@ -346,6 +365,18 @@ def _finish(folder: Path, manifest: Manifest) -> None:
     for path in (*folder.rglob("*"), folder):
         if path.is_dir():
             sync(path)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _checkpoint_of(prepared: Path) -> str:
+    """Where the checkpoint of a prepared file lies."""
+    try:
+        return read_header(prepared).metadata.get(CHECKPOINT_KEY, "")
+    except WeightsError:
+        return ""
 
 
 def _tree_bytes(folder: Path) -> int:
