@@ -232,7 +232,10 @@ def library_path(machine: str) -> Path | None:
 
 
 def isas() -> list[str]:
-    """Instruction sets that this processor runs, best first; empty without kernels."""
+    """Instruction sets that this processor runs, best first; empty without kernels.
+
+    The last one may be `amx`, which has never run on such a processor: it is taken only where it is named.
+    """
     kernels = library()
     return _isas(kernels) if kernels else []
 

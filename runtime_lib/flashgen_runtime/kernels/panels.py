@@ -310,7 +310,7 @@ def _linear_on_torch(x: torch.Tensor, panels: Panels) -> torch.Tensor:
 
 def rounds_to_bf16() -> bool:
     """Whether the kernels of this processor round activations to bfloat16 before they multiply bfloat16 weights."""
-    return current_isa() == "avx512_bf16"
+    return current_isa() in ("avx512_bf16", "amx")
 
 
 def _unpack_rows(panels: Panels) -> torch.Tensor:
