@@ -39,7 +39,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> KernelLibrary:
 @pytest.fixture(autouse=True)
 def on_tiles(emulated: KernelLibrary, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(panels_module, "library", lambda: emulated)
-    monkeypatch.setattr(panels_module, "current_isa", lambda: emulated.current_isa().decode())
+    monkeypatch.setattr(panels_module, "rounds_to_bf16", lambda: True)
     emulated.set_num_threads(2)
     return
 

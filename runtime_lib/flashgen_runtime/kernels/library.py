@@ -246,6 +246,11 @@ def current_isa() -> str | None:
     return str(kernels.current_isa().decode()) if kernels else None
 
 
+def rounds_to_bf16() -> bool:
+    """Whether the kernels of this processor round to bfloat16 what they multiply with bfloat16: it has dot products."""
+    return current_isa() in ("avx512_bf16", "amx")
+
+
 def select_isa(name: str) -> None:
     """Takes another instruction set, for all calls that follow. Raises `ValueError` for one that is not in `isas()`."""
     kernels = library()
