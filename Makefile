@@ -60,6 +60,7 @@ bench: install ## the measurements that README quotes; the engine's peers are in
 	$(BIN)/python -m benchmarks.bench_latency
 	$(BIN)/python -m benchmarks.bench_embeddings
 	$(BIN)/python -m benchmarks.bench_sampling
+	$(BIN)/python -m benchmarks.bench_load
 
 clean: ## remove the environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache $(MINILM)

@@ -87,7 +87,22 @@ M = ModelShape(
     tokenizer_size=32_768,
 )
 
-SHAPES = {shape.name: shape for shape in (S, M)}
+# The shape of Qwen3-1.7B.
+L = ModelShape(
+    name="L",
+    family="qwen3",
+    num_layers=28,
+    hidden_size=2048,
+    num_heads=16,
+    num_kv_heads=8,
+    head_dim=128,
+    intermediate_size=6144,
+    vocab_size=151_936,
+    is_tied=True,
+    tokenizer_size=32_768,
+)
+
+SHAPES = {shape.name: shape for shape in (S, M, L)}
 
 
 def model_folder(shape: ModelShape) -> Path:

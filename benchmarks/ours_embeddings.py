@@ -26,7 +26,7 @@ class FlashgenEmbeddings:
         set_num_threads(threads)
         sizes = msgspec.structs.replace(SIZES, max_num_batched_tokens=1024)
         config = model_config(folder, precision, task="feature-extraction")
-        self._model = load_served_model(config, sizes, folder.parent)
+        self._model = load_served_model(config, sizes, folder)
         status = self._model.status
         path = f"path {status.path}" + (f" ({status.path_reason})" if status.path_reason else "")
         weights = status.quantization or status.dtype

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import yaml
@@ -21,6 +21,7 @@ from flashgen_runtime.config import (
     WeightsConfig,
 )
 from flashgen_runtime.messages import GenerateRequest, GenerationParams, Reply, TextDelta, WorkerStatus, WorkRequest
+from flashgen_runtime.testing import FakeLibrary
 from flashgen_runtime.transport.base import WorkerConnection
 from flashgen_runtime.transport.memory import MemoryLine
 from flashgen_runtime.worker import ModelManager, Worker
@@ -57,9 +58,7 @@ def model_config(id: str = "fake", *, aliases: tuple[str, ...] = (), task: Task 
     )
 
 
-WEIGHTS = WeightsConfig(
-    path=None, loader="auto", threads=2, host_cache_bytes=None, keep_in_ram=True, verify="size"
-)
+WEIGHTS = WeightsConfig(path=None, loader="auto", threads=2, host_cache_bytes=None, keep_in_ram=True, verify="size")
 
 
 def swap_config(
@@ -108,6 +107,12 @@ def server_config(
         swap=swap or swap_config(max_loaded=len(models), preload=preload),
         requirements=DeviceRequirements(gpus=0, gpu_memory_bytes=None, gpu_cuda_capability=None),
     )
+
+
+def manager_with(load: Callable[[ModelConfig], Any], *models: ModelConfig) -> ModelManager:
+    """A manager of preloaded models, or of one, that `load` makes."""
+    server = server_config(*models)
+    return ModelManager(server, FakeLibrary(server, load=load))
 
 
 def generate(request_id: str, prompt: str = "abc", *, model: str = "fake", max_tokens: int = 5) -> GenerateRequest:

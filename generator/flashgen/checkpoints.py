@@ -42,10 +42,14 @@ class Checkpoint(NamedTuple):
         return "checkpoint" if settings.get("chat_template") else "none"
 
     @property
+    def config(self) -> dict[str, Any]:
+        """Its `config.json`, empty where that cannot be read."""
+        return _read_object(self.folder / "config.json") or {}
+
+    @property
     def task(self) -> str | None:
         """The task that the model class in `config.json` is for, or `None` for one that is not served."""
-        settings = _read_object(self.folder / "config.json") or {}
-        architectures = settings.get("architectures")
+        architectures = self.config.get("architectures")
         name = architectures[0] if isinstance(architectures, list) and architectures else None
         if not isinstance(name, str):
             return None

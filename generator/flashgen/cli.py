@@ -23,6 +23,7 @@ COMMANDS = {
     "validate": "check a spec and say everything that is wrong with it",
     "build": "write or update the project of a spec",
     "run": "serve a spec, a folder with a model, or a model from the hub on this machine",
+    "models": "pull, list, verify, prepare, remove, load and try models",
 }
 
 _TRACEBACK_VARIABLE = "FLASHGEN_TRACEBACK"
@@ -86,6 +87,10 @@ def _run_command(name: str, argv: list[str]) -> "Report":
     # What a command makes lives until it ends: looking for garbage takes a tenth of its time and finds none.
     gc.disable()
     command = import_module(f"flashgen.commands.{name}")
+    if hasattr(command, "execute"):
+        # The runtime's own command: its arguments are none of ours, `--help` included.
+        executed: Report = command.execute(argv, _complain)
+        return executed
     parser = argparse.ArgumentParser(prog=f"flashgen {name}", description=command.__doc__, allow_abbrev=False)
     if hasattr(command, "add_arguments"):
         command.add_arguments(parser)

@@ -54,12 +54,6 @@ def with_fact(project: ResolvedProject, fact: str) -> list[ResolvedServer]:
     return [server for server in project.servers if fact in server.facts]
 
 
-def storage_bytes(resources: ResolvedResources) -> int:
-    """Size of a volume for weights: twice the larger of the worker's memory and the memory of its cards."""
-    cards = (resources.gpu_memory_bytes or 0) * resources.gpus
-    return 2 * max(resources.memory_bytes, cards)
-
-
 def weights_variable(folder: str) -> str:
     """Names the folder with a model's weights where the spec has a path that is of one machine only."""
     return f"FLASHGEN_WEIGHTS_{folder.upper().replace('-', '_')}"

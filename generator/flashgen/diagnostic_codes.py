@@ -44,6 +44,7 @@ CODES: dict[str, str] = {
     "FG231": "A text holds a control character, or a line break where none can be.",
     "FG232": "A chat template is not valid Jinja.",
     "FG400": "A folder with weights that the spec names is not there, or no worker could load it.",
+    "FG401": "A model, or those that a server loads at start, can never fit its memory: weights, buffers and KV cache.",
 }
 
 

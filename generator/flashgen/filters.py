@@ -35,7 +35,6 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "slowest_start": deployment.slowest_start,
     "with_fact": deployment.with_fact,
     "all_secrets": deployment.all_secrets,
-    "storage_bytes": deployment.storage_bytes,
     "weights_variable": deployment.weights_variable,
     "compose_bytes": deployment.compose_bytes,
     "cpu_shares": deployment.cpu_shares,

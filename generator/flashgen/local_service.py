@@ -2,15 +2,17 @@
 
 import http.client
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 from flashgen.example_calls import example_call
 from flashgen.ports import HOST, Ports
 from flashgen.resolved import ResolvedProject, ResolvedServer
-from flashgen.supervisor import Command, Supervisor
+from flashgen.supervisor import Command, Milestone, Supervisor
 from flashgen.user_text import plain_text
+from flashgen.worker_timings import WorkerTimings
 
 _DEFAULT_PORT = 8000
 _OPERATIONS_PORT = 9400
@@ -56,8 +58,13 @@ class LocalService:
         """Where callers reach it."""
         return f"http://{HOST}:{self.port}"
 
-    def run(self, say: Callable[[str], None]) -> int:
-        """Serves until a signal comes; the exit code."""
+    def run(self, say: Callable[[str], None], *, tells_timings: bool = False) -> int:
+        """Serves until a signal comes; the exit code.
+
+        Args:
+            say: prints a line.
+            tells_timings: also says what the start of each worker took, when it is ready and at its first token.
+        """
         grace = max(
             [
                 self._project.shutdown.drain_seconds,
@@ -65,7 +72,11 @@ class LocalService:
             ]
         )
         supervisor = Supervisor(self.commands(), say=say, grace_seconds=grace + _EXIT_MARGIN_SECONDS)
-        return supervisor.run(is_ready=self._is_ready, on_ready=lambda: self._announce(say))
+        timings = [WorkerTimings(*probe) for probe in self._probe_ports.items()] if tells_timings else []
+        ready = Milestone(self._is_ready, lambda: self._announce(say, timings))
+        return supervisor.run(
+            [ready, *(Milestone(worker.are_complete, partial(worker.tell, say)) for worker in timings)]
+        )
 
     def commands(self) -> list[Command]:
         """The API server first: it ends first, and without it there is no service."""
@@ -105,6 +116,9 @@ class LocalService:
             return connection.getresponse().status == http.client.OK
         return False
 
-    def _announce(self, say: Callable[[str], None]) -> None:
+    def _announce(self, say: Callable[[str], None], timings: Sequence[WorkerTimings]) -> None:
         say(f"ready at {self.url}  (Ctrl-C ends it)")
         say(f"  {example_call(self._project, self.url)}")
+        for worker in timings:
+            if worker.are_known():
+                worker.tell(say)

@@ -1,14 +1,15 @@
 """Part of `stages.resolve`: what a model is called, where its weights are, and how it decodes."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flashgen import naming
+from flashgen.checkpoint_sizes import checkpoint_sizes
 from flashgen.checkpoints import Checkpoint
 from flashgen.diagnostics import Diagnostic, quote
 from flashgen.project_folder import absolute, relative_path
-from flashgen.protocols import TEXT_GENERATION, Protocol, task_of_model
+from flashgen.protocols import TEXT_GENERATION, Protocol, task_of_untyped
 from flashgen.resolved import ResolvedModel
 from flashgen.sizing import ResolvedResources
 from flashgen.spec import ModelSpec, ProjectSpec, ServerSpec
@@ -29,16 +30,31 @@ class ModelResolver:
         )
 
     def of_server(
-        self, server: ServerSpec, server_name: str, resources: ResolvedResources, protocols: Sequence[Protocol]
+        self,
+        server: ServerSpec,
+        server_name: str,
+        resources: ResolvedResources,
+        protocols: Sequence[Protocol],
+        *,
+        kv_cache_dtype: str,
+        block_size: int,
     ) -> tuple[ResolvedModel, ...]:
         """The models of `server`; the task of one without `type` follows from the `protocols` that reach it."""
         entries = list(self._entries(server))
+        ids = self.ids(server)
+        untyped_task = task_of_untyped([model.type for _, model in entries], protocols)
         # With one model the server's name means it; with several it would be a guess.
         nickname = server_name if len(entries) == 1 else None
-        return tuple(
-            self._resolve(key, model, nickname=nickname, resources=resources, protocols=protocols)
+        resolved = (
+            self._resolve(key, model, nickname=nickname, ids=ids, resources=resources, untyped_task=untyped_task)
             for key, model in entries
         )
+        return tuple(_counted(model, kv_cache_dtype=kv_cache_dtype, block_size=block_size) for model in resolved)
+
+    def ids(self, server: ServerSpec) -> dict[str, UserText]:
+        """The ids of a server's models, by the names that `prefetch` and `preload` may have for them."""
+        named = [(key, _model_id(key, model)) for key, model in self._entries(server)]
+        return {name: UserText(model_id) for key, model_id in named for name in (key, model_id) if name is not None}
 
     def _entries(self, server: ServerSpec) -> Iterator[tuple[str | None, ModelSpec]]:
         for model in server.models:
@@ -53,13 +69,14 @@ class ModelResolver:
         model: ModelSpec,
         *,
         nickname: str | None,
+        ids: Mapping[str, UserText],
         resources: ResolvedResources,
-        protocols: Sequence[Protocol],
+        untyped_task: str,
     ) -> ResolvedModel:
         path = local_path(model.uri, self._spec.path)
         checkpoint = self._checked(model, path) if path is not None else None
         is_portable = path is not None and not _is_absolute(model.uri)
-        task = task_of_model(model.type, protocols)
+        task = model.type or untyped_task
         return ResolvedModel(
             id=UserText(_model_id(key, model)),
             aliases=tuple(UserText(name) for name in self._aliases(key, model, nickname)),
@@ -77,6 +94,8 @@ class ModelResolver:
             chat_template=UserText(model.chat_template) if model.chat_template is not None else None,
             chat_template_source=_chat_template_source(model, task, checkpoint),
             generation_params={name: wrapped(value) for name, value in model.generation_params.items()},
+            prefetch=tuple(ids[name] for name in model.prefetch),
+            sizes=None,
         )
 
     def _aliases(self, key: str | None, model: ModelSpec, nickname: str | None) -> list[str]:
@@ -110,6 +129,22 @@ class ModelResolver:
             numbered = (f"{slug}-{number}" for number in range(2, len(taken) + 3))
             self._folder_names[path] = slug if slug not in taken else next(n for n in numbered if n not in taken)
         return self._folder_names[path]
+
+
+def _counted(model: ResolvedModel, *, kv_cache_dtype: str, block_size: int) -> ResolvedModel:
+    """The model with its sizes, if its files are here."""
+    if model.path_on_this_machine is None:
+        return model
+    sizes = checkpoint_sizes(
+        Checkpoint(model.path_on_this_machine),
+        dtype=model.dtype,
+        quantization=model.quantization,
+        is_on_card=model.device != "cpu",
+        kv_cache_dtype=kv_cache_dtype,
+        max_context=model.max_context,
+        block_size=block_size,
+    )
+    return model._replace(sizes=sizes)
 
 
 def local_path(uri: str, spec_path: Path) -> Path | None:

@@ -3,7 +3,7 @@
 One table for validation, which compares declared fields with it, and for `stages.resolve`, which picks the protocol.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from flashgen.types import Type, parse_type
@@ -38,11 +38,16 @@ def canonical_task(written: str) -> str:
     return _TASK_ALIASES.get(task, task)
 
 
-def task_of_model(declared: str | None, protocols: Iterable[Protocol]) -> str:
-    """The task of a model: as its `type` says, else as the protocols of the apis that reach it need."""
-    if declared is not None:
-        return canonical_task(declared)
-    return next((protocol.task for protocol in protocols if protocol.task), TEXT_GENERATION)
+def task_of_untyped(declared: Collection[str | None], protocols: Iterable[Protocol]) -> str:
+    """The task of a server's models without `type`: the first that an api asks for and none of the others has.
+
+    Args:
+        declared: tasks of the server's other models.
+        protocols: of the apis that reach the server.
+    """
+    asked = [protocol.task for protocol in protocols if protocol.task]
+    missing = [task for task in asked if task not in declared]
+    return next(iter([*missing, *asked]), TEXT_GENERATION)
 
 
 def protocol_of_path(path: str) -> str | None:
@@ -68,7 +73,7 @@ def infer_protocol(path: str, *, task: str | None, inputs: Iterable[str]) -> str
     return None
 
 
-def servers_for(protocol: Protocol, tasks: Sequence[str | None]) -> list[int] | None:
+def servers_for(protocol: Protocol, tasks: Sequence[Collection[str | None]]) -> list[int] | None:
     """Which servers answer an api that names none, as indices; `None` when only the user can say.
 
     Args:
@@ -76,8 +81,9 @@ def servers_for(protocol: Protocol, tasks: Sequence[str | None]) -> list[int] | 
     """
     if protocol.task is None or len(tasks) == 1:
         return list(range(len(tasks)))
-    fitting = [index for index, task in enumerate(tasks) if task == protocol.task]
-    return fitting if len(fitting) == 1 and None not in tasks else None
+    fitting = [index for index, of_server in enumerate(tasks) if protocol.task in of_server]
+    is_clear = len(fitting) == 1 and not any(None in of_server for of_server in tasks)
+    return fitting if is_clear else None
 
 
 def _protocol(

@@ -6,6 +6,9 @@ from fractions import Fraction
 _KUBERNETES_UNITS = (("Gi", 2**30), ("G", 10**9), ("Mi", 2**20), ("M", 10**6), ("Ki", 2**10), ("k", 10**3))
 _HUMAN_UNITS = (("GiB", 2**30), ("GB", 10**9), ("MiB", 2**20), ("MB", 10**6), ("KiB", 2**10), ("kB", 10**3))
 
+# `88143 KiB` is exact, and nobody can read it.
+_MOST_WHOLE_UNITS = 10_000
+
 
 def k8s_quantity(number: int) -> str:
     """Bytes as Kubernetes writes them, exact: `2Gi`, `16G`."""
@@ -29,8 +32,13 @@ def mebibytes(number: int) -> int:
 def human_bytes(number: int) -> str:
     """Bytes for people: `2 GiB`, `16 GB`, else one decimal of the largest binary unit."""
     for unit, size in _HUMAN_UNITS:
-        if number and number % size == 0:
+        if number and number % size == 0 and number // size < _MOST_WHOLE_UNITS:
             return f"{number // size} {unit}"
+    return binary_bytes(number)
+
+
+def binary_bytes(number: int) -> str:
+    """One decimal of the largest binary unit, for numbers that are compared: `95.4 MiB`."""
     for unit, size in _HUMAN_UNITS[::2]:
         if number >= size:
             return f"{number / size:.1f} {unit}"

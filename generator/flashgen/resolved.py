@@ -7,6 +7,9 @@ through a quoting filter. Plain `str` fields are proven identifiers, paths or na
 from pathlib import Path
 from typing import NamedTuple
 
+from flashgen.checkpoint_sizes import CheckpointSizes as CheckpointSizes
+from flashgen.memory_sizes import MemoryBudget as MemoryBudget
+from flashgen.memory_sizes import VolumeSize as VolumeSize
 from flashgen.sizing import EngineSizes as EngineSizes
 from flashgen.sizing import ResolvedResources as ResolvedResources
 from flashgen.sizing import Shutdown as Shutdown
@@ -55,6 +58,12 @@ class ResolvedModel(NamedTuple):
     chat_template_source: str
     generation_params: dict[str, Value]
 
+    # Ids of models of the same server.
+    prefetch: tuple[UserText, ...]
+
+    # `None` where the checkpoint cannot be seen.
+    sizes: CheckpointSizes | None
+
 
 class EngineSettings(NamedTuple):
     """How one worker runs its models, sizes aside."""
@@ -69,6 +78,40 @@ class EngineSettings(NamedTuple):
     deterministic: bool
 
 
+class WeightSettings(NamedTuple):
+    """How weights come from the disk into memory."""
+
+    # The store's folder in the container, the mount of the server's volume; `None` is the image's own.
+    path: str | None
+
+    # "auto", "map", "arena"
+    loader: str
+    threads: int
+    threads_reason: str
+
+    # `None` leaves it to the system.
+    host_cache_bytes: int | None
+    keep_in_ram: bool
+
+    # "none", "size", "sha256"
+    verify: str
+
+
+class SwapSettings(NamedTuple):
+    """Which of a worker's models are in memory."""
+
+    max_loaded: int
+
+    # "lru", "lfu", "never"
+    evict: str
+    idle_timeout_seconds: float | None
+
+    # Ids, in the order in which they are loaded.
+    preload: tuple[UserText, ...]
+    load_timeout_seconds: int
+    load_timeout_reason: str
+
+
 class ResolvedServer(NamedTuple):
     """A pool of workers."""
 
@@ -79,8 +122,14 @@ class ResolvedServer(NamedTuple):
     package: str
     models: tuple[ResolvedModel, ...]
     resources: ResolvedResources
+
+    # For the weights, KV caches and buffers of all loaded models together.
+    memory: MemoryBudget
     engine: EngineSettings
     sizes: EngineSizes
+    weights: WeightSettings
+    swap: SwapSettings
+    volume: VolumeSize
 
     # CPU threads for tensor operations.
     threads: int
@@ -96,12 +145,30 @@ class ResolvedServer(NamedTuple):
     shutdown: Shutdown
 
     @property
+    def local_models(self) -> tuple[ResolvedModel, ...]:
+        """One model for each local folder: several may be made of one."""
+        return tuple({model.folder: model for model in reversed(self.models) if model.folder is not None}.values())[
+            ::-1
+        ]
+
+    @property
+    def volume_folder(self) -> str:
+        """Where the server's volume lies in the container."""
+        return self.weights.path or "/cache"
+
+    @property
+    def store_folder(self) -> str:
+        """Where pulled and prepared files lie on the volume."""
+        return self.weights.path or "/cache/store"
+
+    @property
     def facts(self) -> frozenset[str]:
         """Words that `when: {has: …}` in a blueprint may ask for."""
         found = {
             "local_models": any(model.folder for model in self.models),
             "hub_models": any(model.repository for model in self.models),
             "gpu": self.resources.gpus > 0,
+            "store": self.weights.path is not None,
             "env": bool(self.env),
             "secrets": bool(self.secrets),
         }
@@ -144,6 +211,11 @@ class ResolvedApi(NamedTuple):
     inputs: tuple[ResolvedField, ...]
     outputs: tuple[ResolvedField, ...]
     servers: tuple[ResolvedServer, ...]
+
+    @property
+    def model_ids(self) -> tuple[UserText, ...]:
+        """Of all models that it reaches, each once."""
+        return tuple(dict.fromkeys(model.id for server in self.servers for model in server.models))
 
 
 class ResolvedProject(NamedTuple):

@@ -16,8 +16,9 @@ from flashgen.starter_spec import StarterResources
 _SPEC_NAME = "flashgen.yaml"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
-# A worker's share of the machine, the rest being the system's and the API server's.
-_MEMORY_SHARE = 2
+# A worker's share of the machine's memory, the rest being the system's and the API server's. A model that does not fit
+# is refused.
+_MEMORY_SHARE = 0.75
 
 
 class SpecTarget(NamedTuple):
@@ -65,7 +66,7 @@ def parse_target(text: str | None) -> SpecTarget | ModelTarget:
 
 def machine_resources() -> StarterResources:
     """What one worker may take of this machine."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MEMORY_SHARE
+    memory = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * _MEMORY_SHARE)
     return StarterResources(
         cpus=os.cpu_count() or 1,
         memory=f"{max(1, memory // 2**30)}GiB",

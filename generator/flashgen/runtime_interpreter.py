@@ -1,13 +1,16 @@
-"""Which Python runs a project: this one when it has the runtime, else the project's own `.venv`."""
+"""Which Python runs the runtime: this one when it has it, else an environment of the project's or of flashgen's own."""
 
 import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from flashgen.errors import UsageError
 from flashgen.resolved import ResolvedProject
+from flashgen.resources import data_dir
+from flashgen.runtime_wheel import runtime_version, runtime_wheel
 
 # What the extras `server` and `worker` bring; looked up, never imported: torch takes seconds.
 _MODULES = ("fastapi", "uvicorn", "uvloop", "httptools", "torch", "transformers", "safetensors", "huggingface_hub")
@@ -20,7 +23,22 @@ def interpreter(project: ResolvedProject, folder: Path, say: Callable[[str], Non
     """The path of a Python that can serve `project` in `folder`; makes `.venv` there on first use."""
     if installed_version() == project.runtime_version and all(map(_is_importable, _MODULES)):
         return sys.executable
-    return str(_own_environment(project, folder, say))
+    wheel = _Wheel(project.runtime_version, project.runtime_wheel, project.runtime_wheel_sha256)
+    return str(_own_environment(wheel, folder, say))
+
+
+def shared_interpreter(cache: Path, say: Callable[[str], None]) -> str:
+    """The path of a Python that has the runtime of this flashgen, for commands without a project."""
+    if installed_version() == runtime_version() and all(map(_is_importable, _MODULES)):
+        return sys.executable
+    folder = cache / "runtime"
+    wheel = runtime_wheel()
+    files = {f"vendor/{wheel.file_name}": wheel.content, "constraints.txt": _pins().encode()}
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return str(_own_environment(_Wheel(wheel.version, wheel.file_name, wheel.sha256), folder, say))
 
 
 def installed_version() -> str | None:
@@ -38,23 +56,38 @@ def _is_importable(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def _own_environment(project: ResolvedProject, folder: Path, say: Callable[[str], None]) -> Path:
+class _Wheel(NamedTuple):
+    """The runtime that an environment gets."""
+
+    version: str
+    file_name: str
+    sha256: str
+
+
+def _own_environment(wheel: _Wheel, folder: Path, say: Callable[[str], None]) -> Path:
     environment = folder / ".venv"
     python = environment / "bin" / "python"
     mark = environment / _MARK
-    if mark.is_file() and mark.read_text(encoding="utf-8") == project.runtime_wheel_sha256 and python.exists():
+    if mark.is_file() and mark.read_text(encoding="utf-8") == wheel.sha256 and python.exists():
         return python
-    say(f"installing flashgen-runtime {project.runtime_version} with its dependencies into {environment} (once)")
+    say(f"installing flashgen-runtime {wheel.version} with its dependencies into {environment} (once)")
     _execute([sys.executable, "-m", "venv", "--clear", str(environment)], folder)
-    _execute(install_command(python, project), folder)
-    mark.write_text(project.runtime_wheel_sha256, encoding="utf-8")
+    _execute(install_command(python, wheel.file_name), folder)
+    mark.write_text(wheel.sha256, encoding="utf-8")
     return python
 
 
-def install_command(python: Path, project: ResolvedProject) -> list[str]:
-    """pip's command line, relative to the project's folder."""
-    wheel = f"vendor/{project.runtime_wheel}[server,worker]"
-    return [str(python), "-m", "pip", "install", "--quiet", "--constraint", "constraints.txt", f"./{wheel}"]
+def install_command(python: Path, wheel: str) -> list[str]:
+    """pip's command line, relative to the folder that has the wheel in `vendor`."""
+    path = f"./vendor/{wheel}[server,worker]"
+    return [str(python), "-m", "pip", "install", "--quiet", "--constraint", "constraints.txt", path]
+
+
+def _pins() -> str:
+    """What projects pin their dependencies to, without what only a project decides."""
+    template = data_dir("blueprints") / "service" / "{{cookiecutter.name}}" / "constraints.txt.j2"
+    lines = template.read_text(encoding="utf-8").splitlines()
+    return "".join(f"{line}\n" for line in lines if "{" not in line)
 
 
 def _execute(command: list[str], folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Sizes of a server from its declared resources: arithmetic only, each number with the reason that stands beside it.
 
-No weights are measured yet, so what they need is bounded by what the spec declares.
+What weights and KV caches take of its memory is in `memory_sizes`.
 """
 
 from math import ceil
@@ -28,6 +28,9 @@ _DISK_BANDWIDTH = 200 * 10**6
 
 # Python, torch and the first forward pass.
 _START_ALLOWANCE_SECONDS = 60
+
+# A request may have to wait for others to end before there is room for its model.
+_LEAST_LOAD_TIMEOUT_SECONDS = 60
 
 # Kubernetes takes about two seconds to stop sending requests to a pod that ends.
 _PRE_STOP_SECONDS = 5
@@ -75,16 +78,13 @@ class Shutdown(NamedTuple):
 def engine_sizes(
     resources: ResolvedResources,
     *,
-    keeps_kv_cache: bool,
     max_num_seqs: int | None = None,
     max_num_batched_tokens: int | None = None,
     block_size: int | None = None,
-    kv_cache_bytes: int | None = None,
 ) -> EngineSizes:
-    """Limits of a worker's batches and of its KV cache: as the spec says, else from the resources."""
+    """Limits of a worker's batches: as the spec says, else from the resources. Without a KV cache, for now."""
     requests = _max_num_seqs(max_num_seqs, max_num_batched_tokens)
     tokens = _max_num_batched_tokens(resources, max_num_seqs, max_num_batched_tokens)
-    kv_cache = _kv_cache(resources, kv_cache_bytes) if keeps_kv_cache else (0, "its models keep no KV cache")
     return EngineSizes(
         max_num_seqs=requests[0],
         max_num_seqs_reason=requests[1],
@@ -92,8 +92,8 @@ def engine_sizes(
         max_num_batched_tokens_reason=tokens[1],
         block_size=block_size or BLOCK_SIZE,
         block_size_reason="tokens per block of the KV cache",
-        kv_cache_bytes=kv_cache[0],
-        kv_cache_reason=kv_cache[1],
+        kv_cache_bytes=0,
+        kv_cache_reason="its models keep no KV cache",
     )
 
 
@@ -103,15 +103,47 @@ def threads(cpus: float) -> tuple[int, str]:
     return number, f"one per processor of the {cpus:g} in `resources.cpus`"
 
 
-def startup_budget(resources: ResolvedResources, *, from_hub: bool) -> tuple[int, str]:
-    """Seconds that a worker may take until it is ready, and why."""
-    bound, name = weight_bound(resources)
+def startup_budget(
+    resources: ResolvedResources, *, from_hub: bool, fillings: int = 1, file_bytes: int | None = None
+) -> tuple[int, str]:
+    """Seconds that a worker may take until it is ready, and why.
+
+    Args:
+        resources: of the worker.
+        from_hub: whether it may have to download.
+        fillings: how many times what is downloaded may fill its memory.
+        file_bytes: of the models that it loads at start, where that is known.
+    """
     bandwidth = _HUB_BANDWIDTH if from_hub else _DISK_BANDWIDTH
-    seconds = _START_ALLOWANCE_SECONDS + 2 * ceil(bound / bandwidth)
+    if file_bytes is not None:
+        num_bytes, weights = file_bytes, f"{human_bytes(file_bytes)} of weights"
+    else:
+        bound, name = weight_bound(resources)
+        times = f" {fillings} times" if fillings > 1 else ""
+        num_bytes, weights = bound * fillings, f"weights that fill {human_bytes(bound)} of {name}{times}"
+    seconds = _START_ALLOWANCE_SECONDS + 2 * ceil(num_bytes / bandwidth)
     source = "download" if from_hub else "read"
     reason = (
-        f"{_START_ALLOWANCE_SECONDS} s to start + twice the time to {source} weights that fill {human_bytes(bound)} "
-        f"of {name} at {bandwidth // 10**6} MB/s"
+        f"{_START_ALLOWANCE_SECONDS} s to start + twice the time to {source} {weights} at {bandwidth // 10**6} MB/s"
+    )
+    return seconds, reason
+
+
+def load_timeout(resources: ResolvedResources, *, file_bytes: int | None = None) -> tuple[int, str]:
+    """Seconds that a request may wait for its model to be loaded, and why.
+
+    Args:
+        resources: of the worker.
+        file_bytes: of the largest model, where all are known.
+    """
+    bound, name = weight_bound(resources)
+    weights = f"weights that fill {human_bytes(bound)} of {name}"
+    if file_bytes is not None:
+        bound, weights = file_bytes, f"the largest model's {human_bytes(file_bytes)}"
+    seconds = max(_LEAST_LOAD_TIMEOUT_SECONDS, 2 * ceil(bound / _DISK_BANDWIDTH))
+    reason = (
+        f"twice the time to read {weights} at {_DISK_BANDWIDTH // 10**6} MB/s, "
+        f"and at least {_LEAST_LOAD_TIMEOUT_SECONDS} s"
     )
     return seconds, reason
 
@@ -160,18 +192,6 @@ def _max_num_batched_tokens(
         cuda="saturates a card; a longer prompt is read in parts",
     )
     return MAX_NUM_BATCHED_TOKENS[device], reason
-
-
-def _kv_cache(resources: ResolvedResources, declared: int | None) -> tuple[int, str]:
-    if declared is not None:
-        return declared, "as `engine.kv_cache.memory` says"
-    bound, name = weight_bound(resources)
-    assumed = " assumed" if resources.gpus and resources.gpu_memory_bytes is None else ""
-    reason = (
-        f"a quarter of the {human_bytes(bound)}{assumed} of {name}; "
-        "until weights are measured sizes come from the declared resources"
-    )
-    return bound // 4, reason
 
 
 def _by_device(device: str, *, cpu: str, cuda: str) -> str:

@@ -67,6 +67,9 @@ class ModelSpec(NamedTuple):
     max_context: int | None = None
     chat_template: str | None = None
 
+    # Names of other models, as the server's list or their `name` says them.
+    prefetch: tuple[str, ...] = ()
+
 
 class ModelReference(NamedTuple):
     """A slug of `models:`, a bare uri, where a server names its model."""
@@ -110,12 +113,36 @@ class EngineSpec(NamedTuple):
     deterministic: bool | None = None
 
 
+class WeightsSpec(NamedTuple):
+    """How weights come into memory; sizes in bytes."""
+
+    path: str | None = None
+    loader: str | None = None
+    threads: int | None = None
+    pool_bytes: int | None = None
+    keep_in_ram: bool | None = None
+    verify: str | None = None
+
+
+class SwapSpec(NamedTuple):
+    """Which of a worker's models are in memory."""
+
+    max_loaded: int | None = None
+    evict: str | None = None
+    idle_timeout_seconds: float | None = None
+
+    # Names, as in `prefetch`; none at all is not the same as an empty list.
+    preload: tuple[str, ...] | None = None
+
+
 class ServerSpec(NamedTuple):
     """A pool of workers."""
 
     models: tuple[ModelSpec | ModelReference, ...]
     resources: ResourcesSpec
     engine: EngineSpec
+    weights: WeightsSpec
+    swap: SwapSpec
     container: ContainerSpec
     place: Place
 

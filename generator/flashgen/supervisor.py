@@ -38,6 +38,16 @@ class Command(NamedTuple):
     folder: Path
 
 
+class Milestone(NamedTuple):
+    """Something that is waited for once."""
+
+    # Asked until it is true for the first time; returns within about a second.
+    is_reached: Callable[[], bool]
+
+    # Called then.
+    announce: Callable[[], None]
+
+
 class Supervisor:
     """Runs commands until a signal comes. Use it in the main thread."""
 
@@ -48,14 +58,9 @@ class Supervisor:
         self._grace_seconds = grace_seconds
         self._signals: list[int] = []
 
-    def run(self, *, is_ready: Callable[[], bool], on_ready: Callable[[], None]) -> int:
-        """Serves until a signal comes, then ends everything; the exit code.
-
-        Args:
-            is_ready: asked until it is true for the first time; returns within about a second.
-            on_ready: called then.
-        """
-        ready = False
+    def run(self, milestones: Sequence[Milestone]) -> int:
+        """Serves until a signal comes, then ends everything; the exit code."""
+        ahead = list(milestones)
         with self._woken_by_signals() as wait:
             try:
                 for child in self._children:
@@ -64,9 +69,10 @@ class Supervisor:
                     wait(_POLL_SECONDS)
                     for child in self._children:
                         child.attend()
-                    if not ready and is_ready():
-                        ready = True
-                        on_ready()
+                    reached = [milestone for milestone in ahead if milestone.is_reached()]
+                    for milestone in reached:
+                        ahead.remove(milestone)
+                        milestone.announce()
                 return self._exit_code()
             finally:
                 self._end_all(wait)

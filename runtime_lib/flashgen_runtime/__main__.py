@@ -1,4 +1,4 @@
-"""`python -m flashgen_runtime`: starts the processes of a generated project, and checks its configuration."""
+"""`python -m flashgen_runtime`: the processes of a generated project, the check of its configuration, and models."""
 
 import argparse
 import os
@@ -12,6 +12,12 @@ EXIT_USAGE = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; gives its exit code, unless the process it becomes has one of its own."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["models"]:
+        # Deferred: the processes of a project need none of it. It has a parser of its own.
+        from flashgen_runtime.models_command.main import main as models
+
+        return models(arguments[1:])
     options = _parser().parse_args(arguments)
     match options.command:
         case "serve-api":
@@ -30,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     serve_worker = commands.add_parser("serve-worker", help="run a worker of a generated project")
     serve_worker.add_argument("folder", type=Path, metavar="DIR", help="the project's folder")
     serve_worker.add_argument("server", metavar="NAME", help="the server's name in the spec")
+    commands.add_parser("models", help="pull, list, verify, prepare, remove, load and try models", add_help=False)
     check_config = commands.add_parser("check-config", help="say what is wrong with a configuration file, if anything")
     check_config.add_argument("file", type=Path, metavar="FILE", help="usually config/service.yaml")
     return parser

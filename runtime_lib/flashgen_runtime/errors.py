@@ -4,6 +4,7 @@ ServingError
 ├── ConfigError            the configuration file is missing or wrong: exit 78
 ├── WeightsError           a weight file is missing, truncated or lies: exit 78
 ├── DownloadError          a checkpoint could not be fetched now: exit 1, the next start may succeed
+│   └── DiskFullError          there is no room for it
 ├── DeviceError            the device is not what the configuration asks for: exit 78
 ├── FrameError             a message of the transport is malformed or too large
 └── RequestError           one request cannot be served; `kind` says why
@@ -47,6 +48,17 @@ class DownloadError(ServingError):
         super().__init__(f"{name}: {problem}")
         self.name = name
         self.problem = problem
+
+
+class DiskFullError(DownloadError):
+    """A checkpoint does not fit on the disk; what has arrived of it stays for the next attempt."""
+
+    def __init__(self, name: str, folder: Path, *, needed: int | None = None, free: int | None = None) -> None:
+        numbers = "" if needed is None else f": it takes {needed} bytes more, {free} are left"
+        super().__init__(name, f"there is no room for it on the disk of {folder}{numbers}")
+        self.folder = folder
+        self.needed = needed
+        self.free = free
 
 
 class DeviceError(ServingError):

@@ -35,3 +35,38 @@ prompt_tokens_total = Counter("flashgen_prompt_tokens_total", "Prompt tokens of 
 generation_tokens_total = Counter("flashgen_generation_tokens_total", "Tokens generated.", ["model"])
 steps_total = Counter("flashgen_steps_total", "Engine steps.", ["model"])
 step_seconds = Histogram("flashgen_step_seconds", "Duration of an engine step.", ["model"], buckets=_SECONDS)
+
+# Which models a worker has in memory.
+
+model_loads_total = Counter("flashgen_model_loads_total", "Models loaded, by how it ended.", ["model", "result"])
+model_load_seconds = Histogram(
+    "flashgen_model_load_seconds", "From the decision to load a model until it is loaded.", ["model"], buckets=_SECONDS
+)
+model_unloads_total = Counter(
+    "flashgen_model_unloads_total", "Models unloaded: for another, after idle time, or on request.", ["model", "reason"]
+)
+model_wait_seconds = Histogram(
+    "flashgen_model_wait_seconds", "How long requests waited for a model to be loaded.", ["model"], buckets=_SECONDS
+)
+requests_waiting_for_model = Gauge(
+    "flashgen_requests_waiting_for_model", "Requests that wait for their model to be loaded.", ["model"]
+)
+model_memory_bytes = Gauge("flashgen_model_memory_bytes", "What a model takes; 0 while it is not loaded.", ["model"])
+memory_reserved_bytes = Gauge(
+    "flashgen_memory_reserved_bytes", "Of all models that are loaded, being loaded or being unloaded."
+)
+memory_budget_bytes = Gauge("flashgen_memory_budget_bytes", "What all models together may take.")
+host_cache_bytes = Gauge("flashgen_host_cache_bytes", "Weight files of unloaded models that stay in host memory.")
+host_cache_hits_total = Counter(
+    "flashgen_host_cache_hits_total", "Loads whose files had stayed in host memory, or were read ahead.", ["model"]
+)
+host_cache_misses_total = Counter("flashgen_host_cache_misses_total", "Loads whose files had to be read.", ["model"])
+
+# How a worker starts.
+
+cold_start_seconds = Gauge(
+    "flashgen_cold_start_seconds",
+    "From the start of the process to its first token, by what it was spent on.",
+    ["stage"],
+)
+worker_restarts = Gauge("flashgen_worker_restarts", "How often the worker crashed and was forked anew.")

@@ -1,15 +1,18 @@
 """The operations port: `/livez`, `/startupz`, `/readyz` and `/metrics` over a tiny HTTP/1.1 server.
 
-Both kinds of process have one. It answers GET and HEAD, reads no bodies, and needs no web framework, so that a worker's
-image carries none. Every connection is bounded in size and time.
+Both kinds of process have one. A worker's also has `GET /models`, and loads and unloads by `POST /models/<name>/load`
+and `/unload`. It reads no bodies and needs no web framework, so that a worker's image carries none. Every connection
+is bounded in size and time.
 """
 
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from http import HTTPStatus
 from typing import NamedTuple, Protocol
+from urllib.parse import unquote
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -45,13 +48,34 @@ class Probes(Protocol):
         """Whether new requests should come here."""
 
 
+class ModelAnswer(NamedTuple):
+    """What became of loading or unloading a model."""
+
+    status: HTTPStatus
+    body: dict[str, object]
+
+
+class ModelOperations(Protocol):
+    """What a process with models lets its operator do."""
+
+    def list_models(self) -> list[dict[str, object]]:
+        """All models, and where they are. Never blocks."""
+
+    async def load_model(self, name: str) -> ModelAnswer:
+        """Loads the model with this id or alias, and says so when that is done."""
+
+    async def unload_model(self, name: str) -> ModelAnswer:
+        """Unloads it, unless it is in use."""
+
+
 class OperationsServer:
     """Serves probes and metrics on a port of its own.
 
-    `port` 0 takes a free one; after `start`, `port` says which.
+    `port` 0 takes a free one; after `start`, `port` says which. Without `models` there are no routes for them.
     """
 
-    def __init__(self, probes: Probes, *, host: str, port: int) -> None:
+    def __init__(self, probes: Probes, *, host: str, port: int, models: ModelOperations | None = None) -> None:
+        self._models = models
         self._routes: dict[str, Callable[[], _Response]] = {
             "/livez": lambda: _probe_response(probes.livez()),
             "/healthz": lambda: _probe_response(probes.livez()),
@@ -59,6 +83,8 @@ class OperationsServer:
             "/readyz": lambda: _probe_response(probes.readyz()),
             "/metrics": _metrics_response,
         }
+        if models is not None:
+            self._routes["/models"] = lambda: _json_response(HTTPStatus.OK, models.list_models())
         self.host = host
         self.port = port
         self._server: asyncio.Server | None = None
@@ -103,31 +129,53 @@ class OperationsServer:
             except asyncio.LimitOverrunError:
                 await _write(writer, _text_response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE), head_only=False)
                 return
-            method, response, keeps_alive = self._respond(head)
+            method, response, keeps_alive = await self._respond(head)
             await _write(writer, response, head_only=method == "HEAD", keeps_alive=keeps_alive)
             if not keeps_alive:
                 return
 
-    def _respond(self, head: bytes) -> "_Answer":
+    async def _respond(self, head: bytes) -> "_Answer":
         request_line, *headers = head.decode("latin-1").split("\r\n")
         parts = request_line.split(" ")
         if len(parts) != 3 or not parts[2].startswith("HTTP/1."):
             return _Answer("", _text_response(HTTPStatus.BAD_REQUEST), keeps_alive=False)
         method, target, version = parts
         keeps_alive = version == "HTTP/1.1" and not _ends_connection(headers)
-        if method not in ("GET", "HEAD"):
-            return _Answer(method, _text_response(HTTPStatus.METHOD_NOT_ALLOWED), keeps_alive=False)
-        return _Answer(method, self._route(target.partition("?")[0]), keeps_alive=keeps_alive)
-
-    def _route(self, path: str) -> "_Response":
-        route = self._routes.get(path)
-        if route is None:
-            return _text_response(HTTPStatus.NOT_FOUND)
+        path = target.partition("?")[0]
         try:
-            return route()
+            response = self._read(path) if method in ("GET", "HEAD") else await self._act(method, path)
         except Exception:
             log.exception("%s failed", path)
-            return _text_response(HTTPStatus.INTERNAL_SERVER_ERROR)
+            response = _text_response(HTTPStatus.INTERNAL_SERVER_ERROR)
+        if response.status is HTTPStatus.METHOD_NOT_ALLOWED:
+            keeps_alive = False
+        return _Answer(method, response, keeps_alive=keeps_alive)
+
+    def _read(self, path: str) -> "_Response":
+        route = self._routes.get(path)
+        if route is not None:
+            return route()
+        if self._model_action(path) is not None:
+            return _text_response(HTTPStatus.METHOD_NOT_ALLOWED, allow="POST")
+        return _text_response(HTTPStatus.NOT_FOUND)
+
+    async def _act(self, method: str, path: str) -> "_Response":
+        act = self._model_action(path)
+        if act is None:
+            return _text_response(HTTPStatus.METHOD_NOT_ALLOWED, allow="GET, HEAD")
+        if method != "POST":
+            return _text_response(HTTPStatus.METHOD_NOT_ALLOWED, allow="POST")
+        return _json_response(*await act())
+
+    def _model_action(self, path: str) -> Callable[[], Awaitable[ModelAnswer]] | None:
+        """What a path asks to do with a model; its name is percent-encoded, since ids hold slashes."""
+        # An empty part, "models", the name, what to do.
+        parts = path.split("/")
+        if self._models is None or len(parts) != 4 or parts[:2] != ["", "models"]:
+            return None
+        actions = {"load": self._models.load_model, "unload": self._models.unload_model}
+        act = actions.get(parts[3])
+        return None if act is None else partial(act, unquote(parts[2]))
 
 
 class _Response(NamedTuple):
@@ -149,13 +197,17 @@ def _probe_response(probe: Probe) -> _Response:
     return _Response(status, "application/json", json.dumps(probe.body).encode(), retry)
 
 
+def _json_response(status: HTTPStatus, body: object) -> _Response:
+    return _Response(status, "application/json", json.dumps(body).encode())
+
+
 def _metrics_response() -> _Response:
     return _Response(HTTPStatus.OK, CONTENT_TYPE_LATEST, generate_latest())
 
 
-def _text_response(status: HTTPStatus) -> _Response:
-    allow = ("Allow: GET, HEAD",) if status is HTTPStatus.METHOD_NOT_ALLOWED else ()
-    return _Response(status, "text/plain; charset=utf-8", f"{status.phrase}\n".encode(), allow)
+def _text_response(status: HTTPStatus, *, allow: str | None = None) -> _Response:
+    headers = () if allow is None else (f"Allow: {allow}",)
+    return _Response(status, "text/plain; charset=utf-8", f"{status.phrase}\n".encode(), headers)
 
 
 def _ends_connection(headers: list[str]) -> bool:

@@ -68,14 +68,18 @@ def _hostile_server(name: str, text: str) -> dict[str, Any]:
     model_id = f"{' '.join(text.split())} ({name})"
     return {
         "name": name,
-        "model": {
-            "type": "text_generation",
-            "uri": "owner/model",
-            "name": model_id,
-            "aliases": [f"{model_id}, too"],
-            "chat_template": "{% raw %}" + text.replace("{%", "{ %") + "{% endraw %}",
-            "generation_params": {"stop": [text or "x"]},
-        },
+        "models": [
+            {
+                "type": "text_generation",
+                "uri": "owner/model",
+                "name": model_id,
+                "aliases": [f"{model_id}, too"],
+                "chat_template": "{% raw %}" + text.replace("{%", "{ %") + "{% endraw %}",
+                "generation_params": {"stop": [text or "x"]},
+            },
+            {"type": "text_generation", "uri": "owner/other", "name": f"{model_id}, two", "prefetch": [model_id]},
+        ],
+        "swap": {"max_loaded": 1, "preload": [model_id]},
         "container": {"env": {"GREETING": text}},
     }
 

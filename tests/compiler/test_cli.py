@@ -13,7 +13,7 @@ def test_no_arguments_show_the_commands(capsys: pytest.CaptureFixture[str]) -> N
     assert cli.main([]) == 0
 
     out = capsys.readouterr().out
-    assert all(f"\n  {name} " in out for name in ("init", "validate", "build", "run"))
+    assert all(f"\n  {name} " in out for name in ("init", "validate", "build", "run", "models"))
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,7 +25,10 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("argv", "hint"),
-    [(["biuld"], "did you mean `build`?"), (["xyzzy"], "the commands are `init`, `validate`, `build`, `run`")],
+    [
+        (["biuld"], "did you mean `build`?"),
+        (["xyzzy"], "the commands are `init`, `validate`, `build`, `run`, `models`"),
+    ],
 )
 def test_an_unknown_command_is_bad_usage(argv: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     """With the nearest one, or all of them."""

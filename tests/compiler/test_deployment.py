@@ -75,12 +75,6 @@ def test_names_of_objects_fit_and_differ(tmp_path: Path) -> None:
     assert max(map(len, names)) <= 63
 
 
-def test_a_volume_holds_the_weights_of_all_cards() -> None:
-    """Twice the larger of memory and cards, so that a new revision fits beside the old one."""
-    assert deployment.storage_bytes(resources(gpus=2, gpu_memory_bytes=24 * GB)) == 96 * GB
-    assert deployment.storage_bytes(resources(gpus=0)) == 8 * GB
-
-
 SPEC = """\
 apis: [{path: /v1/chat/completions}]
 servers: [{model: {type: text_generation, uri: owner/model}}]

@@ -28,6 +28,7 @@ SPEC: dict[str, Any] = {
         {"name": "other", "model": {"uri": "owner/other", "type": "text_generation"}},
         {"name": "processor", "model": {"uri": "owner/small", "type": "text_generation"}},
         {"name": "embedder", "model": {"uri": "owner/embedder", "type": "embeddings"}},
+        {"name": "many", "models": [{"uri": "owner/first", "type": "text_generation"}, "owner/second", "owner/third"]},
     ],
 }
 
@@ -57,6 +58,10 @@ def params(**values: Any) -> Change:
 
 def server(*path: str, to: Any) -> Change:
     return ("servers", 0, *path), to
+
+
+def many(key: str, value: Any) -> Change:
+    return ("servers", 4, key), value
 
 
 # Of every key: what sets it, and an output beside documentation that then says something else.
@@ -96,6 +101,7 @@ KEYS: dict[str, tuple[Change, str]] = {
     "model.device": (model("device", "cuda:1"), SERVICE),
     "model.max_context": (model("max_context", 2048), SERVICE),
     "model.chat_template": (model("chat_template", "{{ messages }}"), SERVICE),
+    "model.prefetch": ((("servers", 4, "models", 0, "prefetch"), ["owner/third"]), SERVICE),
     "model.generation_params": (params(temperature=0.5), SERVICE),
     "generation_params.max_tokens": (params(max_tokens=5), SERVICE),
     "generation_params.max_new_tokens": (params(max_new_tokens=5), SERVICE),
@@ -116,6 +122,19 @@ KEYS: dict[str, tuple[Change, str]] = {
     "generation_params.length_penalty": (params(length_penalty=0.5), SERVICE),
     "server.name": ((("servers", 1, "name"), "renamed"), "workers/renamed/main.py"),
     "server.model": ((("servers", 1, "model"), {"uri": "owner/renamed", "type": "text_generation"}), SERVICE),
+    "server.models": ((("servers", 4, "models"), ["owner/first", "owner/third"]), SERVICE),
+    "server.weights": (server("weights", to={"threads": 9}), SERVICE),
+    "server.swap": (many("swap", {"max_loaded": 1}), SERVICE),
+    "weights.path": (server("weights", to={"path": "/weights"}), WORKER),
+    "weights.loader": (server("weights", to={"loader": "arena"}), SERVICE),
+    "weights.threads": (server("weights", to={"threads": 9}), SERVICE),
+    "weights.pool": (server("weights", to={"pool": "1GiB"}), SERVICE),
+    "weights.keep_in_ram": (server("weights", to={"keep_in_ram": False}), SERVICE),
+    "weights.verify": (server("weights", to={"verify": "sha256"}), SERVICE),
+    "swap.max_loaded": (many("swap", {"max_loaded": 1}), SERVICE),
+    "swap.evict": (many("swap", {"evict": "lfu"}), SERVICE),
+    "swap.idle_timeout": (many("swap", {"idle_timeout": "5m"}), SERVICE),
+    "swap.preload": (many("swap", {"preload": ["owner/second"]}), SERVICE),
     "server.rpc_port": (server("rpc_port", to=6600), COMPOSE),
     "server.resources": (server("resources", to={"gpus": 1}), WORKER),
     "server.container": (server("container", to={"env": {"A": "1"}}), WORKER),

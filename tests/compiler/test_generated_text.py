@@ -88,11 +88,13 @@ def test_texts_reach_the_runtime_unharmed(projects: dict[str, Path]) -> None:
     config = load_config(projects["hostile"] / "config" / "service.yaml")
 
     for server, spec in zip(config.servers, SPECS["hostile"]["servers"], strict=True):
-        (model,) = server.models
-        assert model.id == spec["model"]["name"]
-        assert set(spec["model"]["aliases"]) <= set(model.aliases)
-        assert model.chat_template == spec["model"]["chat_template"]
-        assert model.generation_params.stop == tuple(spec["model"]["generation_params"]["stop"])
+        model, other = server.models
+        written = spec["models"][0]
+        assert model.id == written["name"]
+        assert set(written["aliases"]) <= set(model.aliases)
+        assert model.chat_template == written["chat_template"]
+        assert model.generation_params.stop == tuple(written["generation_params"]["stop"])
+        assert other.prefetch == server.swap.preload == (model.id,)
 
 
 @pytest.mark.parametrize("target", ["compose", "kubernetes"])

@@ -273,6 +273,14 @@ def test_a_card_is_the_device_where_there_is_one(tmp_path: Path) -> None:
     assert {"gpu", "hub_models"} == server.facts
 
 
+@pytest.mark.parametrize(("device", "gpus"), [("cuda", 1), ("cuda:1", 2), ("cpu", 0)])
+def test_a_device_reserves_its_card(tmp_path: Path, device: str, gpus: int) -> None:
+    """Without `gpus`: a container without a card could never start its model."""
+    spec = CHAT_SPEC.replace("some-model}", f"some-model, device: '{device}'}}")
+
+    assert only_server(tmp_path, spec).resources.gpus == gpus
+
+
 def test_free_text_is_wrapped_at_every_depth(tmp_path: Path) -> None:
     """Nothing that a user wrote freely can be printed without a quoting filter."""
     spec = """\

@@ -217,7 +217,7 @@ def test_another_version_is_installed_once(tmp_path: Path, monkeypatch: pytest.M
 
     assert first == second == str(tmp_path / ".venv" / "bin" / "python")
     assert len(executed) == 4
-    assert executed[-1] == install_command(Path(first), project)
+    assert executed[-1] == install_command(Path(first), project.runtime_wheel)
     assert executed[-1][-1] == "./vendor/flashgen_runtime-1.2.3-py3-none-any.whl[server,worker]"
 
 

@@ -24,6 +24,8 @@ STRUCTS: dict[str, type[msgspec.Struct]] = {
     "folder": config.FolderSource,
     "generation_params": messages.GenerationParams,
     "engine": config.EngineConfig,
+    "weights": config.WeightsConfig,
+    "swap": config.SwapConfig,
     "requirements": config.DeviceRequirements,
 }
 OBJECTS: dict[str, dict[str, Any]] = {"service": SCHEMA, **SCHEMA["$defs"]}

@@ -8,47 +8,20 @@ CPU = ResolvedResources(cpus=2.0, memory_bytes=2 * GIB, gpus=0, gpu_memory_bytes
 CARD = CPU._replace(gpus=1, gpu_memory_bytes=24 * 10**9)
 
 
-def test_the_kv_cache_is_a_quarter_of_the_declared_memory() -> None:
-    """No weights are measured yet, and the reason says so."""
-    sizes = sizing.engine_sizes(CPU, keeps_kv_cache=True)
-
-    assert sizes.kv_cache_bytes == GIB // 2
-    assert sizes.kv_cache_reason == (
-        "a quarter of the 2 GiB of memory; until weights are measured sizes come from the declared resources"
-    )
-
-
-def test_on_a_card_its_own_memory_counts() -> None:
-    """The declared minimum, else the smallest card of data centres."""
-    assert sizing.engine_sizes(CARD, keeps_kv_cache=True).kv_cache_bytes == 6 * 10**9
-    unknown = sizing.engine_sizes(CARD._replace(gpu_memory_bytes=None), keeps_kv_cache=True)
-    assert unknown.kv_cache_bytes == 4 * 10**9
-    assert "16 GB assumed of GPU memory" in unknown.kv_cache_reason
-
-
-def test_an_embedding_model_keeps_no_kv_cache() -> None:
-    """Memory that nothing would use is not reserved."""
-    assert sizing.engine_sizes(CPU, keeps_kv_cache=False).kv_cache_bytes == 0
-
-
 @pytest.mark.parametrize(("resources", "tokens"), [(CPU, 512), (CARD, 2048)])
 def test_a_card_takes_larger_batches(resources: ResolvedResources, tokens: int) -> None:
     """Block size and limits are the engine's own words."""
-    sizes = sizing.engine_sizes(resources, keeps_kv_cache=True)
+    sizes = sizing.engine_sizes(resources)
 
     assert (sizes.max_num_seqs, sizes.max_num_batched_tokens, sizes.block_size) == (64, tokens, 32)
 
 
 def test_what_the_spec_says_is_what_holds() -> None:
     """Each size, with the key that says it as its reason."""
-    sizes = sizing.engine_sizes(
-        CPU, keeps_kv_cache=True, max_num_seqs=8, max_num_batched_tokens=96, block_size=64, kv_cache_bytes=GIB
-    )
+    sizes = sizing.engine_sizes(CPU, max_num_seqs=8, max_num_batched_tokens=96, block_size=64)
 
     assert (sizes.max_num_seqs, sizes.max_num_batched_tokens, sizes.block_size) == (8, 96, 64)
-    assert sizes.kv_cache_bytes == GIB
     assert sizes.max_num_seqs_reason == "as `engine.batching.max_requests` says"
-    assert sizes.kv_cache_reason == "as `engine.kv_cache.memory` says"
 
 
 @pytest.mark.parametrize(("seqs", "tokens", "expected"), [(None, 8, (8, 8)), (1000, None, (1000, 1000))])
@@ -56,7 +29,7 @@ def test_a_default_follows_the_size_that_the_spec_says(
     seqs: int | None, tokens: int | None, expected: tuple[int, int]
 ) -> None:
     """Every request that decodes needs one token of a forward pass."""
-    sizes = sizing.engine_sizes(CPU, keeps_kv_cache=True, max_num_seqs=seqs, max_num_batched_tokens=tokens)
+    sizes = sizing.engine_sizes(CPU, max_num_seqs=seqs, max_num_batched_tokens=tokens)
 
     assert (sizes.max_num_seqs, sizes.max_num_batched_tokens) == expected
 
@@ -75,6 +48,24 @@ def test_a_download_gets_more_time_to_start_than_a_disk() -> None:
     assert from_disk == 60 + 2 * 11
     assert from_hub == 60 + 2 * 43
     assert reason == "60 s to start + twice the time to read weights that fill 2 GiB of memory at 200 MB/s"
+
+
+def test_what_is_counted_sets_the_time_to_start() -> None:
+    """The files of the models that are loaded at start, and no less than a download of several memories full."""
+    counted, reason = sizing.startup_budget(CPU, from_hub=False, file_bytes=3 * 10**9)
+    from_hub, hub_reason = sizing.startup_budget(CPU, from_hub=True, fillings=3)
+
+    assert counted == 60 + 2 * 15
+    assert reason == "60 s to start + twice the time to read 3 GB of weights at 200 MB/s"
+    assert from_hub == 60 + 2 * 129
+    assert "2 GiB of memory 3 times" in hub_reason
+
+
+def test_a_request_waits_for_its_model_as_long_as_reading_may_take() -> None:
+    """At least a minute: others may have to end before there is room."""
+    assert sizing.load_timeout(CPU, file_bytes=10**6)[0] == 60
+    assert sizing.load_timeout(CPU, file_bytes=20 * 10**9)[0] == 200
+    assert sizing.load_timeout(CPU._replace(memory_bytes=64 * GIB))[0] == 688
 
 
 def test_the_grace_period_outlasts_everything_before_it() -> None:

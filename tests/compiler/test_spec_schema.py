@@ -99,14 +99,16 @@ def test_the_schema_has_exactly_the_keys_that_are_built() -> None:
         "field": {"type", *ATTRIBUTES},
         "model": {
             *("type", "uri", "revision", "name", "aliases", "dtype", "quantization", "device", "max_context"),
-            *("chat_template", "generation_params"),
+            *("chat_template", "generation_params", "prefetch"),
         },
         "generation_params": {
             *("max_tokens", "max_new_tokens", "temperature", "top_p", "top_k", "stop", "seed", "do_sample"),
             *("min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),
             *("n", "num_beams", "length_penalty"),
         },
-        "server": {"name", "model", "resources", "engine", "rpc_port", "container"},
+        "server": {"name", "model", "models", "resources", "engine", "weights", "swap", "rpc_port", "container"},
+        "weights": {"path", "loader", "threads", "pool", "keep_in_ram", "verify"},
+        "swap": {"max_loaded", "evict", "idle_timeout", "preload"},
         "engine": {"batching", "kv_cache", "deterministic"},
         "batching": {"mode", "max_requests", "max_tokens", "max_wait"},
         "kv_cache": {"dtype", "block_size", "prefix_caching", "memory"},

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flashgen.supervisor import Command, Supervisor
+from flashgen.supervisor import Command, Milestone, Supervisor
 
 # A process that serves until it is told to end.
 SERVER = """
@@ -45,7 +45,7 @@ class Fleet:
     ) -> int:
         """Until it is ready, then until `on_ready` has its effect: by default Ctrl-C."""
         supervisor = Supervisor(self.commands, say=self.said.append, grace_seconds=grace_seconds)
-        return supervisor.run(is_ready=is_ready, on_ready=on_ready or interrupt)
+        return supervisor.run([Milestone(is_ready, on_ready or interrupt)])
 
     def starts(self, name: str) -> int:
         """How often a program of this name has started."""
@@ -226,3 +226,21 @@ def test_handlers_are_put_back(tmp_path: Path) -> None:
     fleet.run(is_ready=lambda: fleet.starts("api") == 1)
 
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)] == before
+
+
+def test_milestones_are_announced_in_the_order_in_which_they_are_reached(tmp_path: Path) -> None:
+    """Each of them once; none waits for another one."""
+    fleet = Fleet(tmp_path)
+    fleet.add("api", SERVER)
+    supervisor = Supervisor(fleet.commands, say=fleet.said.append, grace_seconds=20)
+    reached = ["second", "first"]
+
+    def milestone(name: str) -> Milestone:
+        return Milestone(
+            lambda: fleet.starts("api") == 1 and reached[:1] == [name],
+            lambda: fleet.said.append(reached.pop(0)),
+        )
+
+    supervisor.run([milestone("first"), milestone("second"), Milestone(lambda: not reached, interrupt)])
+
+    assert fleet.said[:2] == ["second", "first"]

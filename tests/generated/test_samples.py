@@ -16,7 +16,7 @@ from tests.generated.service import SAMPLES, Running, build, copy_sample, run
 
 pytestmark = pytest.mark.slow
 
-ALL_SAMPLES = ["01-complete-python", "02-first-spec", "03-embeddings"]
+ALL_SAMPLES = ["01-complete-python", "02-first-spec", "03-embeddings", "04-many-models"]
 PROMPTS = ["def read_lines(path):\n", "import os\n\nclass Reader:\n    def __init__(self, "]
 SENTENCES = ["A cat sits on the mat.", "Ein Hund bellt.", "", "word " * 400]
 
@@ -130,6 +130,31 @@ def test_embeddings_equal_transformers(tmp_path: Path) -> None:
     for answer in (base64, floats):
         vectors = torch.tensor([item.embedding for item in answer.data])
         assert (vectors - expected).abs().max() <= 1e-5
+
+
+def test_many_models_answer_from_one_worker(tmp_path: Path) -> None:
+    """Each by its name, also the third one, for which another model has to go."""
+    expected_text, expected_vectors = _generate(PROMPTS[0], 32), _embed(SENTENCES[:2])
+    spec = SAMPLES / "04-many-models" / "flashgen.yaml"
+
+    with run(spec, tmp_path / "cache") as service, OpenAI(base_url=f"{service.url}/v1", api_key="none") as client:
+        service.wait_for_readyz(200)
+        listed = [model.id for model in client.models.list()]
+        for _ in range(2):
+            exact = _completed(client, "coder")
+            rounded = _completed(client, "coder-int8")
+            vectors = client.embeddings.create(model="sentences", input=SENTENCES[:2])
+
+            assert exact == expected_text
+            assert rounded
+            assert (torch.tensor([item.embedding for item in vectors.data]) - expected_vectors).abs().max() <= 1e-5
+
+    assert listed == ["coder", "coder-int8", "sentences"]
+
+
+def _completed(client: OpenAI, model: str) -> str:
+    answer = client.completions.create(model=model, prompt=PROMPTS[0], max_tokens=32, temperature=0)
+    return answer.choices[0].text
 
 
 def _generate(text: str, max_new_tokens: int) -> str:

@@ -4,22 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from safetensors.torch import save_file
 
-from flashgen_runtime.config import FolderSource, HubSource
-from flashgen_runtime.errors import DownloadError, ServingError, WeightsError
+from flashgen_runtime.config import FolderSource
+from flashgen_runtime.errors import WeightsError
 from flashgen_runtime.loader.checkpoint import (
-    locate,
+    locate_folder,
     read_eos_ids,
     read_generation_params,
     read_headers,
@@ -27,7 +19,6 @@ from flashgen_runtime.loader.checkpoint import (
 )
 from flashgen_runtime.messages import GenerationParams
 
-HUB = HubSource(repository="owner/name", revision="v1")
 SHARDS = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
 
 
@@ -45,65 +36,9 @@ def test_folder_source(tmp_path: Path) -> None:
     """A local model lies below the models folder; one that does not is named."""
     (tmp_path / "coder").mkdir()
 
-    assert locate(FolderSource(folder="coder"), tmp_path) == tmp_path / "coder"
+    assert locate_folder(FolderSource(folder="coder"), tmp_path) == tmp_path / "coder"
     with pytest.raises(WeightsError, match="other: no such folder"):
-        locate(FolderSource(folder="other"), tmp_path)
-
-
-def test_hub_source(tmp_path: Path) -> None:
-    """The hub is asked for the revision, and for neither pickled files nor code."""
-    asked: dict[str, Any] = {}
-
-    def download(repository: str, **arguments: Any) -> str:
-        asked.update(arguments, repository=repository)
-        return str(tmp_path)
-
-    assert locate(HUB, Path("unused"), download=download) == tmp_path
-    assert (asked["repository"], asked["revision"]) == ("owner/name", "v1")
-    assert not {"*.bin", "*.py", "*.pt"}.intersection(asked["allow_patterns"])
-
-
-RESPONSE = httpx.Response(404, request=httpx.Request("GET", "https://hub.example"))
-HUB_ERRORS = [
-    (RepositoryNotFoundError("no", response=RESPONSE), "no such repository", WeightsError),
-    (GatedRepoError("no", response=RESPONSE), "needs an access token", WeightsError),
-    (RevisionNotFoundError("no", response=RESPONSE), "not this revision", WeightsError),
-    (HFValidationError("bad name"), "is no name of a repository: bad name", WeightsError),
-    (LocalEntryNotFoundError("nothing cached"), "cannot be fetched from the hub: nothing cached", DownloadError),
-    (httpx.ConnectError("name not known"), "cannot be fetched from the hub: name not known", DownloadError),
-    (PermissionError(13, "cache is read-only"), "cache is read-only", DownloadError),
-]
-
-
-@pytest.mark.parametrize(
-    ("error", "problem", "kind"), HUB_ERRORS, ids=[type(error).__name__ for error, *_ in HUB_ERRORS]
-)
-def test_hub_errors_are_named(
-    error: Exception, problem: str, kind: type[ServingError], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What the hub's library raises becomes one line; only what may pass is no error of the weights."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-
-    def download(*_: Any, **__: Any) -> str:
-        raise error
-
-    with pytest.raises(ServingError) as caught:
-        locate(HUB, Path("unused"), download=download)
-
-    assert type(caught.value) is kind
-    assert str(caught.value).startswith("owner/name@v1: ")
-    assert problem in str(caught.value)
-
-
-def test_without_a_network_on_purpose_a_missing_model_is_final(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under HF_HUB_OFFLINE the next start finds no more than this one."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-    def download(*_: Any, **__: Any) -> str:
-        raise LocalEntryNotFoundError("nothing cached")
-
-    with pytest.raises(WeightsError):
-        locate(HUB, Path("unused"), download=download)
+        locate_folder(FolderSource(folder="other"), tmp_path)
 
 
 def test_sharded_checkpoint(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def minilm(folder: Path = MODELS, *, max_num_batched_tokens: int = 512, max_cont
         weight_bytes=None,
         sequence_kv_bytes=None,
     )
-    return load_served_model(config, sizes(max_num_batched_tokens=max_num_batched_tokens), folder)
+    return load_served_model(config, sizes(max_num_batched_tokens=max_num_batched_tokens), folder / "all-MiniLM-L6-v2")
 
 
 @pytest.mark.parametrize("budget", [64, 512, 8192])

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+import weakref
 
 from flashgen_runtime.errors import RequestError
 from flashgen_runtime.messages import ModelStatus, TextDelta
@@ -236,6 +237,53 @@ def test_a_crashed_model_is_not_touched_again():
             _, (failure,) = await running.replies.get()
             assert (failure.request_id, failure.kind) == ("b", "internal")
             assert await running.texts() == {"c": "0"}
+
+    run(main())
+
+
+def test_a_removed_model_is_gone():
+    """The thread keeps no reference, not even while it waits; what others have open goes on."""
+
+    async def main():
+        async with Running() as running:
+            leaving, staying = Countdown("leaving"), Countdown("staying")
+            running.loop.add(staying, "b", ("b", 2))
+            running.loop.add(leaving, "a", ("a", 1))
+            replies = [await running.texts() for _ in range(3)]
+
+            await running.loop.remove(leaving)
+            await running.loop.remove(leaving)
+            still_there = weakref.ref(leaving)
+            del leaving
+            is_gone = still_there() is None
+            running.loop.add(staying, "c", ("c", 1))
+
+            assert {"a": "0"} in replies
+            assert is_gone
+            assert await running.texts() == {"c": "0"}
+
+    run(main())
+
+
+def test_a_model_is_removed_after_its_step():
+    """Whoever closes it next finds nobody in it, and what was aborted before is aborted."""
+
+    async def main():
+        async with Running() as running:
+            model = Countdown()
+            model.may_step.clear()
+            running.loop.add(model, "a", ("a", 1000))
+            await asyncio.to_thread(model.stepping.wait)
+
+            running.loop.abort(model, "a")
+            removing = asyncio.create_task(running.loop.remove(model))
+            await asyncio.sleep(0.01)
+            was_removed = removing.done()
+            model.may_step.set()
+            await removing
+
+            assert not was_removed
+            assert not model.requests
 
     run(main())
 

@@ -2,11 +2,11 @@
 
 import asyncio
 import threading
+from pathlib import Path
 
-from flashgen_runtime.testing import fake_manager
-from flashgen_runtime.worker import ModelManager
+from flashgen_runtime.testing import FakeLibrary
 from flashgen_runtime.worker.health import WorkerProbes
-from tests.runtime_workers import TIMEOUT_SECONDS, in_state, model_config, running_worker, server_config
+from tests.runtime_workers import TIMEOUT_SECONDS, in_state, manager_with, running_worker, server_config
 
 
 class FakeLoop:
@@ -72,14 +72,13 @@ def test_probes_follow_a_real_worker():
 
     async def main():
         may_load = threading.Event()
-        fakes = fake_manager(server_config())
-        fakes.load_all()
+        fakes = FakeLibrary(server_config())
 
-        def load(_):
+        def load(config):
             may_load.wait(TIMEOUT_SECONDS)
-            return fakes._models["fake"]
+            return fakes.load(config, Path())
 
-        async with running_worker(ModelManager([model_config()], load)) as running:
+        async with running_worker(manager_with(load)) as running:
             probes = WorkerProbes(running.worker)
             await in_state(running.connection, "loading")
             loading = (probes.livez().ok, probes.startupz().ok, probes.readyz().ok)

@@ -69,7 +69,7 @@ def load(checkpoint: Path, **fields: Any) -> TextGenerationModel:
         "weight_bytes": None,
         "sequence_kv_bytes": None,
     }
-    model = load_served_model(ModelConfig(**{**settings, **fields}), sizes(), checkpoint.parent)
+    model = load_served_model(ModelConfig(**{**settings, **fields}), sizes(), checkpoint)
     assert isinstance(model, TextGenerationModel)
     return model
 

@@ -128,13 +128,13 @@ def test_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path, monkeypa
     """The end of the file is missed, not filled with zeros."""
     path = tmp_path / "file.safetensors"
     save_dict({"a": torch.zeros(100_000)}, path)
-    original = reader._read_all
+    original = reader.ArenaFile.begin
 
-    def shrink(*arguments: object, **options: object) -> None:
+    def shrink(file: reader.ArenaFile) -> None:
         os.truncate(path, 8192)
-        original(*arguments, **options)  # type: ignore[arg-type]
+        original(file)
 
-    monkeypatch.setattr(reader, "_read_all", shrink)
+    monkeypatch.setattr(reader.ArenaFile, "begin", shrink)
     with pytest.raises(WeightsError, match="truncated while it was read"):
         load_dict(path)
 
@@ -143,15 +143,15 @@ def test_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path, monkeypa
     """Weights of two versions never mix."""
     path = tmp_path / "file.safetensors"
     save_dict({"a": torch.zeros(100_000)}, path)
-    original = reader._read_all
+    original = reader.ArenaFile.fetch
 
-    def overwrite(*arguments: object, **options: object) -> None:
-        original(*arguments, **options)  # type: ignore[arg-type]
-        with path.open("r+b") as file:
-            file.seek(8192)
-            file.write(b"other")
+    def overwrite(file: reader.ArenaFile, start: int, end: int) -> None:
+        original(file, start, end)
+        with path.open("r+b") as other:
+            other.seek(8192)
+            other.write(b"other")
 
-    monkeypatch.setattr(reader, "_read_all", overwrite)
+    monkeypatch.setattr(reader.ArenaFile, "fetch", overwrite)
     with pytest.raises(WeightsError, match="changed while it was read"):
         load_dict(path)
 
@@ -205,3 +205,41 @@ def test_device_map_takes_the_longest_beginning(tmp_path: Path) -> None:
     assert (found["model.layers.0.weight"].device.type, found["head.weight"].device.type) == ("meta", "cpu")
     with pytest.raises(WeightsError, match=r"`head\.weight`"):
         load_dict(tmp_path / "file.safetensors", {"model": "cpu"})
+
+
+def shards(folder: Path, files: dict[str, dict[str, torch.Tensor]], **more: str) -> Path:
+    """A checkpoint in several files with an index, which also says `more`."""
+    for name, state in files.items():
+        save_dict(state, folder / name)
+    weight_map = {tensor: name for name in files for tensor in read_header(folder / name).tensors} | more
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def test_a_folder_is_all_of_its_files(tmp_path: Path) -> None:
+    """Those that the index names, each of them checked."""
+    first, second = torch.arange(4.0), torch.arange(5.0)
+    folder = shards(tmp_path, {"1.safetensors": {"a": first}, "2.safetensors": {"b": second, "c": second}})
+
+    found = load_dict(folder, verify=True)
+
+    assert torch.equal(found["a"], first)
+    assert torch.equal(found["b"], second)
+    assert found["b"] is found["c"]
+
+
+def test_what_an_index_says_is_not_believed(tmp_path: Path) -> None:
+    """Files elsewhere, files that are not there, tensors that are not there or in two files."""
+    one = {"1.safetensors": {"a": torch.ones(1)}}
+    for more, problem in (
+        ({"b": "../1.safetensors"}, "no safetensors file beside it"),
+        ({"b": "/1.safetensors"}, "no safetensors file beside it"),
+        ({"b": "3.safetensors"}, "no such file"),
+        ({"b": "1.safetensors"}, "tensor `b` is not in `1.safetensors`"),
+    ):
+        with pytest.raises(WeightsError, match=problem):
+            load_dict(shards(tmp_path, one, **more))
+    with pytest.raises(WeightsError, match=r"2\.safetensors: holds tensor `a`, which `1\.safetensors` holds too"):
+        load_dict(
+            shards(tmp_path, one | {"2.safetensors": {"a": torch.zeros(1), "b": torch.zeros(1)}}, a="1.safetensors")
+        )

@@ -18,7 +18,7 @@ from flashgen_runtime.testing import (
     CharacterTokenizer,
     FakeEmbeddings,
     FakeEngine,
-    fake_loader,
+    FakeLibrary,
     fake_service,
     fake_vector,
 )
@@ -163,7 +163,7 @@ def test_fake_embeddings_answer_all_in_one_step():
 
 def test_a_fake_model_has_the_limits_of_its_configuration():
     """Without `max_tokens` a fake generates 16 tokens."""
-    model = fake_loader(server_config())(model_config())
+    model = FakeLibrary(server_config()).load(model_config(), Path())
 
     prepared = model.prepare(GenerateRequest(request_id="r", model="fake", prompt="ab"))
 

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from contextlib import aclosing
+from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
@@ -17,14 +18,15 @@ from flashgen_runtime.messages import (
     RequestFailure,
 )
 from flashgen_runtime.models.text_generation import TextGenerationModel
-from flashgen_runtime.testing import CharacterTokenizer, FakeEngine, fake_manager
+from flashgen_runtime.testing import CharacterTokenizer, FakeEngine, FakeLibrary, fake_manager
 from flashgen_runtime.transport.memory import MemoryEndpoint, MemoryLine
-from flashgen_runtime.worker import ModelManager, Worker, worker
+from flashgen_runtime.worker import Worker, worker
 from flashgen_runtime.worker.open_requests import OpenRequest
 from tests.runtime_workers import (
     TIMEOUT_SECONDS,
     generate,
     in_state,
+    manager_with,
     model_config,
     replies_of,
     running_worker,
@@ -78,7 +80,7 @@ class SlowEngine(FakeEngine):
 
 def manager_of(engine, *, id="fake"):  # noqa: A002
     model = TextGenerationModel(ModelStatus(id=id), engine=engine, tokenizer=CharacterTokenizer())
-    return ModelManager([model_config(id)], lambda _: model)
+    return manager_with(lambda _: model, model_config(id))
 
 
 def test_choices_of_one_request_end_together():
@@ -215,7 +217,7 @@ def test_a_mistake_of_ours_fails_one_request():
 
     async def main():
         model = TextGenerationModel(ModelStatus(id="fake"), engine=FakeEngine(), tokenizer=Broken())
-        async with running_worker(ModelManager([model_config()], lambda _: model)) as running:
+        async with running_worker(manager_with(lambda _: model)) as running:
             await in_state(running.connection, "ready")
 
             (failure,) = await replies_of(running.connection, generate("r", "bad"))
@@ -231,13 +233,13 @@ def test_requests_are_refused_while_loading():
 
     async def main():
         may_load = threading.Event()
-        real = fake_manager(server_config())
+        fakes = FakeLibrary(server_config())
 
         def load(config):
             may_load.wait()
-            return real._load(config)
+            return fakes.load(config, Path())
 
-        async with running_worker(ModelManager([model_config()], load)) as running:
+        async with running_worker(manager_with(load)) as running:
             status = await in_state(running.connection, "loading")
             (failure,) = await replies_of(running.connection, generate("r"))
             may_load.set()
@@ -257,7 +259,7 @@ def test_a_model_that_cannot_be_loaded_is_reported():
         def load(_):
             raise WeightsError("model.safetensors", "is truncated")
 
-        async with running_worker(ModelManager([model_config()], load)) as running:
+        async with running_worker(manager_with(load)) as running:
             status = await in_state(running.connection, "failed")
             (failure,) = await replies_of(running.connection, generate("r"))
 
@@ -378,7 +380,7 @@ def test_draining_while_loading_ends_at_once():
 
     async def main():
         may_load = threading.Event()
-        manager = ModelManager([model_config()], lambda _: may_load.wait())
+        manager = manager_with(lambda _: may_load.wait())
         async with running_worker(manager) as running:
             await in_state(running.connection, "loading")
 
@@ -402,7 +404,7 @@ def test_a_crashed_engine_fails_its_requests_and_ends_the_worker():
                 ModelStatus(id=config.id), engine=engines[config.id], tokenizer=CharacterTokenizer()
             )
 
-        manager = ModelManager([model_config("good"), model_config("bad")], load)
+        manager = manager_with(load, model_config("good"), model_config("bad"))
         async with running_worker(manager) as running:
             await in_state(running.connection, "ready")
             open_request = asyncio.create_task(replies_of(running.connection, generate("g", model="good")))

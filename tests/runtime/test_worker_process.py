@@ -31,14 +31,14 @@ import threading
 from flashgen_runtime.errors import WeightsError
 from flashgen_runtime.messages import ModelStatus
 from flashgen_runtime.models.text_generation import TextGenerationModel
-from flashgen_runtime.testing import CharacterTokenizer, FakeEngine
+from flashgen_runtime.testing import CharacterTokenizer, FakeEngine, FakeLibrary
 from flashgen_runtime.worker import main
 
 def load(config):
     {load}
 
 main.LISTENER_SECONDS = {listener_seconds}
-main.run_worker_with("fake", lambda server, settings: load)
+main.run_worker_with("fake", lambda server, settings: FakeLibrary(server, load=load))
 """
 TRUNCATED = "raise WeightsError('model.safetensors', 'is truncated')"
 ENDLESS = "threading.Event().wait()"
@@ -268,6 +268,7 @@ def test_a_worker_that_loads_can_be_ended(worker):
             {"FLASHGEN_DRAIN_SECONDS": "-1"},
             "error: worker `fake`: FLASHGEN_DRAIN_SECONDS: expected a number of seconds",
         ),
+        ({"FLASHGEN_FORK_SERVER": "yes"}, "error: worker `fake`: FLASHGEN_FORK_SERVER: expected 0 or 1, found 'yes'"),
     ],
 )
 def test_a_wrong_configuration_is_one_line_and_exit_78(worker, change, problem):

@@ -47,10 +47,14 @@ servers:
     models:
       - {id: acme/chat-7b, aliases: [chat, default], task: text-generation, source: {kind: folder, folder: chat},
          dtype: float32, quantization: null, device: cpu, max_context: 200, chat_template: null,
-         generation_params: {}}
+         generation_params: {}, prefetch: [], weight_bytes: null, sequence_kv_bytes: null}
     engine: &engine
       {batching_mode: continuous, max_num_seqs: 4, max_num_batched_tokens: 256, max_wait_seconds: 0,
        kv_cache_dtype: auto, block_size: 16, kv_cache_bytes: 1048576, prefix_caching: true, deterministic: false}
+    memory_bytes: 1073741824
+    weights: &weights
+      {path: null, loader: auto, threads: 2, host_cache_bytes: null, keep_in_ram: true, verify: size}
+    swap: {max_loaded: 1, evict: lru, idle_timeout_seconds: null, preload: [acme/chat-7b], load_timeout_seconds: 60}
     requirements: {gpus: 0, gpu_memory_bytes: null, gpu_cuda_capability: null}
   - name: embed
     rpc_port: 6501
@@ -59,8 +63,11 @@ servers:
     models:
       - {id: mini, aliases: [], task: feature-extraction, source: {kind: folder, folder: mini},
          dtype: float32, quantization: null, device: cpu, max_context: 200, chat_template: null,
-         generation_params: {}}
+         generation_params: {}, prefetch: [], weight_bytes: null, sequence_kv_bytes: null}
     engine: *engine
+    memory_bytes: 1073741824
+    weights: *weights
+    swap: {max_loaded: 1, evict: lru, idle_timeout_seconds: null, preload: [mini], load_timeout_seconds: 60}
     requirements: {gpus: 0, gpu_memory_bytes: null, gpu_cuda_capability: null}
 """
 

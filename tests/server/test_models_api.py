@@ -58,3 +58,17 @@ def test_models_that_load_are_listed_as_not_ready(tmp_path: Path) -> None:
         (CHAT_MODEL, False, None),
         (EMBED_MODEL, False, None),
     ]
+
+
+def test_a_model_says_where_it_is(tmp_path: Path) -> None:
+    """One that is not in memory is listed as ready: a request for it loads it. A failure says why."""
+    connection = ScriptedConnection()
+    status = ModelStatus(id=CHAT_MODEL, residency="failed", memory_bytes=100, problem="is truncated")
+    connection.say("ready", models=(status,))
+
+    with TestClient(application(scripted_service(tmp_path, connection))) as client:
+        chat, embed = client.get("/v1/models").json()["data"]
+
+    assert (chat["ready"], chat["residency"], chat["memory_bytes"]) == (True, "failed", 100)
+    assert chat["problem"] == "is truncated"
+    assert (embed["residency"], embed["problem"]) == (None, None)

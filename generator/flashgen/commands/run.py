@@ -20,11 +20,12 @@ from flashgen.user_text import plain_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`[SPEC | FOLDER | HUB-ID] [--port N]`."""
+    """`[SPEC | FOLDER | HUB-ID] [--port N] [--timings]`."""
     parser.add_argument(
         "target", metavar="SPEC | FOLDER | HUB-ID", nargs="?", help="what to serve; default: flashgen.yaml"
     )
     parser.add_argument("--port", metavar="N", type=_port, help="the API's port; default: 8000, or the next free one")
+    parser.add_argument("--timings", action="store_true", help="say what the start took, stage by stage")
 
 
 def run(arguments: argparse.Namespace) -> Report:
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> Report:
     # `cli` switches it off for commands that end soon.
     gc.enable()
     say(f"starting {built.project.name} at {service.url}")
-    return Report((), exit_code=service.run(say))
+    return Report((), exit_code=service.run(say, tells_timings=arguments.timings))
 
 
 def _built(target: SpecTarget | ModelTarget, folder: Path, say: Callable[[str], None]) -> Located:

@@ -3,7 +3,7 @@
 Servers are in `servers`, their models in `models`, sentences that stand where the user gave none in `descriptions`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from flashgen import naming
@@ -14,7 +14,7 @@ from flashgen.project_folder import relative_path
 from flashgen.protocols import PROTOCOLS, Protocol, infer_protocol, servers_for
 from flashgen.resolved import ResolvedApi, ResolvedField, ResolvedModel, ResolvedProject, ResolvedServer
 from flashgen.runtime_wheel import RuntimeWheel
-from flashgen.servers import model_of, resolve_servers, server_name
+from flashgen.servers import models_of, resolve_servers, server_name
 from flashgen.sizing import shutdown
 from flashgen.spec import ApiSpec, FieldSpec, ProjectSpec
 from flashgen.user_text import UserText, plain_text
@@ -66,21 +66,24 @@ def _only_task(api: ApiSpec, spec: ProjectSpec) -> str | None:
     """The task of the servers that an api may reach, when it is one."""
     named = _labels(api)
     reachable = [server for server in spec.servers if named is None or server_name(server, spec) in named]
-    types = {model_of(server, spec).type for server in reachable}
+    types = {model.type for server in reachable for model in models_of(server, spec)}
     return types.pop() if len(types) == 1 else None
 
 
 def _protocols_by_server(spec: ProjectSpec, protocols: Sequence[Protocol]) -> Mapping[str, list[Protocol]]:
     """By server name, the protocols of the apis that it answers."""
     names = [server_name(server, spec) for server in spec.servers]
+    tasks = [{model.type for model in models_of(server, spec)} for server in spec.servers]
     answered: dict[str, list[Protocol]] = {name: [] for name in names}
     for api, protocol in zip(spec.apis, protocols, strict=True):
-        for name in _server_names(api, protocol, names, [model_of(server, spec).type for server in spec.servers]):
+        for name in _server_names(api, protocol, names, tasks):
             answered[name].append(protocol)
     return answered
 
 
-def _server_names(api: ApiSpec, protocol: Protocol, names: list[str], tasks: list[str | None]) -> list[str]:
+def _server_names(
+    api: ApiSpec, protocol: Protocol, names: list[str], tasks: Sequence[Collection[str | None]]
+) -> list[str]:
     """Those that the api names, else those whose task decides."""
     named = _labels(api)
     if named is not None:
@@ -112,7 +115,7 @@ def _resolve_api(api: ApiSpec, protocol: Protocol, servers: tuple[ResolvedServer
 
 def _servers_of(api: ApiSpec, protocol: Protocol, servers: tuple[ResolvedServer, ...]) -> tuple[ResolvedServer, ...]:
     by_name = {server.name: server for server in servers}
-    tasks: list[str | None] = [server.models[0].task for server in servers]
+    tasks = [{model.task for model in server.models} for server in servers]
     return tuple(by_name[name] for name in _server_names(api, protocol, list(by_name), tasks))
 
 

@@ -70,7 +70,7 @@ def _check_servers(api: ApiFacts, facts: Facts, problems: Problems) -> None:
     if any(server.has_mistakes for server in facts.servers):
         return  # without them the answer may be clear
     place = api.node.at("path")
-    fitting = [server for server in facts.servers if server.task in (api.protocol.task, None)]
+    fitting = [server for server in facts.servers if server.tasks & {api.protocol.task, None}]
     if not fitting:
         problems.at_value(
             place, "FG205", f"no server has a model for {api.protocol.task}, which `{api.protocol.name}` needs"
@@ -86,16 +86,18 @@ def _check_servers(api: ApiFacts, facts: Facts, problems: Problems) -> None:
 
 
 def _check_tasks(facts: Facts, problems: Problems) -> None:
-    """An api needs models of its protocol's task; a model without `type` gets the task of the first api that asks."""
+    """An api needs a model of its protocol's task; models without `type` get the first task that no other has."""
     settled: dict[int, ApiFacts] = {}
     for api in facts.apis:
         if api.protocol is None or api.protocol.task is None:
             continue
         for server in api.servers or ():
-            if server.task is None:
-                server.task = api.protocol.task
+            if api.protocol.task in server.tasks:
+                continue
+            if None in server.tasks:
+                server.settled_task = api.protocol.task
                 settled[server.index] = api
-            elif server.task != api.protocol.task:
+            else:
                 _report_task(api, server, settled.get(server.index), problems)
 
 
@@ -103,11 +105,14 @@ def _report_task(api: ApiFacts, server: ServerFacts, settled_by: ApiFacts | None
     assert api.protocol is not None, "callers skip apis without protocol"
     path = api.node.at("server") if "server" in api.node.data else api.node.at("path")
     needed = f"`{api.protocol.name}` needs a model for {api.protocol.task}"
-    message = f"{needed}; server {quote(server.name)} has one for {server.task}"
+    tasks = " and ".join(sorted(task for task in server.tasks if task))
+    message = (
+        f"{needed}; server {quote(server.name)} has {'one' if len(server.models) == 1 else 'only ones'} for {tasks}"
+    )
     if settled_by is not None:
-        other = (settled_by.node.at("path"), f"this api makes it {server.task}")
-    elif server.model and server.model.node:
-        other = (server.model.node.at("type"), "its model's type")
+        other = (settled_by.node.at("path"), f"this api makes it {server.settled_task}")
+    elif len(server.models) == 1 and (node := server.models[0].node):
+        other = (node.at("type"), "its model's type")
     else:
-        other = (server.node.path, "the server")
+        other = (server.entries[0].path[: len(server.node.path) + 1], "its models")
     problems.at_value(path, "FG205", message, other=other)

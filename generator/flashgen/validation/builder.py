@@ -15,10 +15,12 @@ from flashgen.spec import (
     ProjectSpec,
     ResourcesSpec,
     ServerSpec,
+    SwapSpec,
+    WeightsSpec,
 )
 from flashgen.types import parse_type
 from flashgen.units import parse_bytes, parse_cuda_capability, parse_duration
-from flashgen.validation.facts import Facts, ModelFacts, ServerFacts
+from flashgen.validation.facts import Facts, ModelEntry, ModelFacts, ServerFacts
 from flashgen.validation.nodes import Node
 from flashgen.validation.problems import Problems
 from flashgen.validation.server_rules import secret_name
@@ -106,19 +108,25 @@ class _Builder:
             device=node.get("device"),
             max_context=_integer(node.get("max_context")),
             chat_template=node.get("chat_template"),
+            prefetch=tuple(node.get("prefetch") or ()),
             generation_params=_generation_params(node.get("generation_params") or {}),
             place=self.problems.value_place(model.uri_path),
         )
 
+    def entry(self, entry: ModelEntry) -> ModelReference | ModelSpec:
+        if entry.model.slug is None:
+            return self.model(entry.model)
+        return ModelReference(slug=entry.model.slug, place=self.problems.value_place(entry.path))
+
     def server(self, server: ServerFacts) -> ServerSpec:
-        node, model = server.node, server.model
-        assert model is not None, "the schema requires it"
-        place = self.problems.value_place(node.at("model"))
+        node = server.node
         return ServerSpec(
             name=node.get("name"),
-            models=(ModelReference(slug=model.slug, place=place) if model.slug is not None else self.model(model),),
+            models=tuple(self.entry(entry) for entry in server.entries),
             resources=_resources(node.get("resources") or {}),
             engine=_engine(node.get("engine") or {}),
+            weights=_weights(node.get("weights") or {}),
+            swap=_swap(node.get("swap") or {}),
             rpc_port=_integer(node.get("rpc_port")),
             container=_container(node.get("container") or {}),
             place=self.problems.value_place(node.path),
@@ -176,6 +184,27 @@ def _engine(engine: dict[str, Any]) -> EngineSpec:
         prefix_caching=kv_cache.get("prefix_caching"),
         kv_cache_bytes=_bytes(kv_cache.get("memory")),
         deterministic=engine.get("deterministic"),
+    )
+
+
+def _weights(weights: dict[str, Any]) -> WeightsSpec:
+    return WeightsSpec(
+        path=weights.get("path"),
+        loader=weights.get("loader"),
+        threads=_integer(weights.get("threads")),
+        pool_bytes=_bytes(weights.get("pool")),
+        keep_in_ram=weights.get("keep_in_ram"),
+        verify=weights.get("verify"),
+    )
+
+
+def _swap(swap: dict[str, Any]) -> SwapSpec:
+    idle_timeout, preload = swap.get("idle_timeout"), swap.get("preload")
+    return SwapSpec(
+        max_loaded=_integer(swap.get("max_loaded")),
+        evict=swap.get("evict"),
+        idle_timeout_seconds=parse_duration(idle_timeout) if idle_timeout is not None else None,
+        preload=tuple(preload) if preload is not None else None,
     )
 
 

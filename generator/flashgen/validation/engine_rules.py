@@ -1,11 +1,10 @@
 """How a server runs its model: settings that fit each other, the model's task, its device and the memory there is."""
 
-from flashgen.document import NodePath
 from flashgen.protocols import FEATURE_EXTRACTION
 from flashgen.quantities import human_bytes
 from flashgen.sizing import ASSUMED_GPU_MEMORY_BYTES, DEFAULT_MEMORY_BYTES
 from flashgen.units import MIN_MEMORY_BYTES, parse_bytes, parse_duration
-from flashgen.validation.facts import ServerFacts
+from flashgen.validation.facts import ModelFacts, ServerFacts
 from flashgen.validation.nodes import Node
 from flashgen.validation.problems import Problems
 
@@ -23,26 +22,27 @@ def check_engine(server: ServerFacts, resources: Node | None, problems: Problems
     if batching is not None:
         _check_batching(batching, problems)
     if kv_cache is not None:
-        _check_memory(kv_cache, resources, problems)
+        _check_memory(server, kv_cache, resources, problems)
     _check_task(server, engine, problems)
 
 
 def _check_precision(server: ServerFacts, resources: Node | None, problems: Problems) -> None:
     """Our kernels for int8 and int4 run on processors."""
-    if not _is_on_a_card(server, resources):
-        return
+    on_card = [model for model in server.models if is_on_a_card(model, resources)]
     hint = "it needs `device: cpu`, for now; on a card models run in their `dtype`"
-    model = server.model.node if server.model else None
-    if model is not None and model.get("quantization") is not None:
-        problems.at_value(model.at("quantization"), "FG108", "`quantization` on a card is not supported yet", hint=hint)
+    for model in on_card:
+        if model.node is not None and model.node.get("quantization") is not None:
+            path = model.node.at("quantization")
+            problems.at_value(path, "FG108", "`quantization` on a card is not supported yet", hint=hint)
     engine = server.node.node("engine", problems)
     kv_cache = engine.node("kv_cache", problems) if engine else None
-    if kv_cache is not None and kv_cache.get("dtype") == "int8":
+    if on_card and kv_cache is not None and kv_cache.get("dtype") == "int8":
         problems.at_value(kv_cache.at("dtype"), "FG108", "an int8 KV cache on a card is not supported yet", hint=hint)
 
 
-def _is_on_a_card(server: ServerFacts, resources: Node | None) -> bool:
-    device = server.model.node.get("device") if server.model and server.model.node else None
+def is_on_a_card(model: ModelFacts, resources: Node | None) -> bool:
+    """Whether a model of a server with these resources runs on a card."""
+    device = model.node.get("device") if model.node else None
     if device is not None:
         return str(device).startswith("cuda")
     return bool(resources and resources.get("gpus"))
@@ -61,13 +61,13 @@ def _check_batching(batching: Node, problems: Problems) -> None:
         problems.at_value(batching.at("max_wait"), "FG106", message)
 
 
-def _check_memory(kv_cache: Node, resources: Node | None, problems: Problems) -> None:
-    """The KV cache must leave room for the weights beside it."""
+def _check_memory(server: ServerFacts, kv_cache: Node, resources: Node | None, problems: Problems) -> None:
+    """The KV caches of the models that are loaded at start must leave room for the weights beside them."""
     path = kv_cache.at("memory")
-    size = _size(kv_cache.get("memory"), path, problems)
+    size = size_of(kv_cache, "memory", problems)
     if size is None:
         return
-    if resources and resources.get("gpus"):
+    if any(is_on_a_card(model, resources) for model in server.models):
         key, default = "gpu_memory", ASSUMED_GPU_MEMORY_BYTES
     else:
         key, default = "memory", DEFAULT_MEMORY_BYTES
@@ -76,15 +76,31 @@ def _check_memory(kv_cache: Node, resources: Node | None, problems: Problems) ->
         bound = parse_bytes(int(written) if isinstance(written, float) else written) if written is not None else default
     except ValueError:
         return  # reported where it stands
-    if size >= bound:
+    number = _num_caches(server, problems)
+    if size * number >= bound:
         source = "that is written" if written is not None else "that is assumed"
-        message = f"the KV cache cannot have {human_bytes(size)} of the {human_bytes(bound)} {source} for `{key}`"
+        caches = "the KV cache" if number == 1 else f"the KV caches of {number} models that are loaded at start"
+        each = "" if number == 1 else " each"
+        message = f"{caches} cannot have {human_bytes(size)}{each} of the {human_bytes(bound)} {source} for `{key}`"
         other = (resources.at(key), "set here") if resources and written is not None else None
         hint = "the weights need room too"
         problems.at_value(path, "FG206", message, other=other, hint=hint)
 
 
-def _size(written: str | float | None, path: NodePath, problems: Problems) -> int | None:
+def _num_caches(server: ServerFacts, problems: Problems) -> int:
+    """Models that are loaded at start and keep a KV cache; one at least."""
+    swap = server.node.node("swap", problems)
+    preload = swap.get("preload") if swap else None
+    max_loaded = swap.get("max_loaded") if swap else None
+    loaded = server.models[: int(max_loaded or len(server.models))]
+    if isinstance(preload, list):
+        loaded = [model for _, name in swap.texts("preload") if (model := server.find(name))] if swap else []
+    return max(1, sum(server.task_of(model) != FEATURE_EXTRACTION for model in loaded))
+
+
+def size_of(node: Node, key: str, problems: Problems) -> int | None:
+    """The bytes under a key; `None` where there are none, or too few, which is reported."""
+    written, path = node.get(key), node.at(key)
     if written is None:
         return None
     try:
@@ -93,16 +109,18 @@ def _size(written: str | float | None, path: NodePath, problems: Problems) -> in
         problems.at_value(path, "FG107", str(error))
         return None
     if size < MIN_MEMORY_BYTES:
-        problems.at_value(path, "FG106", f"`memory` is only {size} bytes", hint="expected a size such as `4GiB`")
+        problems.at_value(path, "FG106", f"`{key}` is only {size} bytes", hint="expected a size such as `4GiB`")
         return None
     return size
 
 
 def _check_task(server: ServerFacts, engine: Node, problems: Problems) -> None:
     """What is for one task changes nothing for another."""
-    if server.task == FEATURE_EXTRACTION:
+    if server.tasks == {FEATURE_EXTRACTION}:
         ignored = [(engine, "kv_cache"), (engine, "deterministic"), (engine.node("batching", problems), "mode")]
         reason = "the model makes embeddings, no text"
+    elif FEATURE_EXTRACTION in server.tasks:
+        return
     else:
         ignored = [(engine.node("batching", problems), "max_wait")]
         reason = "requests for text join a batch at any step, none waits for company"

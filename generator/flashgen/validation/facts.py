@@ -6,7 +6,7 @@ Gathered once, from the parts whose structure is right; a fact that cannot be kn
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flashgen import naming
 from flashgen.document import NodePath
@@ -45,6 +45,14 @@ class ModelFacts:
         return canonical_task(declared) if declared else None
 
 
+class ModelEntry(NamedTuple):
+    """A model where a server names it."""
+
+    # Of the reference, or of the model itself.
+    path: NodePath
+    model: ModelFacts
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class ServerFacts:
     """One entry of `servers`."""
@@ -52,18 +60,37 @@ class ServerFacts:
     index: int
     node: Node
 
-    # As written, else derived from the model's uri; "" when neither gives one.
+    # As written, else derived from the first model's uri; "" when neither gives one.
     name: str
 
     # Where the name comes from.
     name_path: NodePath
-    model: ModelFacts | None
 
-    # As its model's `type` says; where that is silent, the first api that asks settles it.
-    task: str | None
+    # Those that could be read, in their order.
+    entries: list[ModelEntry]
 
-    # Whether its model is missing, or could not be read.
+    # Of its models without `type`: the first api that asks for a task that none of the others has settles it.
+    settled_task: str | None = None
+
+    # Whether a model is missing, or could not be read.
     has_mistakes: bool
+
+    @property
+    def models(self) -> list[ModelFacts]:
+        return [entry.model for entry in self.entries]
+
+    @property
+    def tasks(self) -> frozenset[str | None]:
+        """Of all its models; with `None` while that of one is not settled."""
+        return frozenset(self.task_of(model) for model in self.models) or frozenset({None})
+
+    def task_of(self, model: ModelFacts) -> str | None:
+        """The task of one of its models."""
+        return model.task or self.settled_task
+
+    def find(self, name: str) -> ModelFacts | None:
+        """The model that `preload` or `prefetch` calls `name`: by its key under `models:`, or by its id."""
+        return next((model for model in self.models if name in (model.slug, model.id)), None)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -93,7 +120,7 @@ class Facts:
     @property
     def all_models(self) -> list[ModelFacts]:
         """Every definition, once."""
-        inline = [server.model for server in self.servers if server.model and server.model.slug is None]
+        inline = [model for server in self.servers for model in server.models if model.slug is None]
         return [*self.models.values(), *inline]
 
 
@@ -126,43 +153,55 @@ def _models(root: Node, problems: Problems) -> dict[str, ModelFacts]:
     entries = root.node("models", problems)
     if entries is None:
         return {}
-    return {slug: _model(entries, slug, problems, slug=slug) for slug in entries.data}
+    return {slug: _model(entries.get(slug), entries.at(slug), problems, slug=slug) for slug in entries.data}
 
 
-def _model(parent: Node, key: str, problems: Problems, *, slug: str | None = None) -> ModelFacts:
-    path = parent.at(key)
-    value = parent.get(key)
-    node = parent.node(key, problems)
-    if node is not None:
+def _model(value: Any, path: NodePath, problems: Problems, *, slug: str | None = None) -> ModelFacts:
+    if isinstance(value, dict):
+        node = Node(value, path, problems)
         return ModelFacts(path=path, node=node, uri=node.get("uri"), uri_path=node.at("uri"), slug=slug)
     return ModelFacts(path=path, node=None, uri=value if isinstance(value, str) else None, uri_path=path, slug=slug)
 
 
 def _server(node: Node, models: dict[str, ModelFacts], problems: Problems) -> ServerFacts:
-    reference = node.get("model")
-    if reference is None:
-        model = None
-    elif isinstance(reference, str) and reference in models:
-        model = models[reference]
-    else:
-        model = _model(node, "model", problems)
+    references = model_references(node)
+    entries = [
+        ModelEntry(path, models[value] if isinstance(value, str) and value in models else _model(value, path, problems))
+        for path, value in references
+        if path not in problems.broken
+    ]
+    first = entries[0].model if entries else None
     index = node.path[-1]
     assert isinstance(index, int), "servers are items of a list"
     written = node.get("name")
-    derived = naming.dns_label(naming.last_part(model.uri)) if model and model.uri else ""
+    derived = naming.dns_label(naming.last_part(first.uri)) if first and first.uri else ""
     return ServerFacts(
         index=index,
         node=node,
         name=written or derived,
-        name_path=node.at("name") if written else model.uri_path if model else node.path,
-        model=model,
-        task=model.task if model else None,
-        has_mistakes=model is None or _has_mistakes(model, reference, models, problems),
+        name_path=node.at("name") if written else first.uri_path if first else node.path,
+        entries=entries,
+        has_mistakes=not entries
+        or len(entries) < len(references)
+        or any(_has_mistakes(entry.model, models, problems) for entry in entries),
     )
 
 
-def _has_mistakes(model: ModelFacts, reference: Any, models: dict[str, ModelFacts], problems: Problems) -> bool:
-    is_unknown_word = isinstance(reference, str) and model.slug is None and bool(models) and "/" not in reference
+def model_references(server: Node) -> list[tuple[NodePath, Any]]:
+    """What a server says about its models, and where: under `model`, and in the list `models`."""
+    listed = server.get("models")
+    single = server.get("model")
+    return [
+        *([(server.at("model"), single)] if single is not None else []),
+        *(
+            (server.at("models", index), value)
+            for index, value in enumerate(listed if isinstance(listed, list) else ())
+        ),
+    ]
+
+
+def _has_mistakes(model: ModelFacts, models: dict[str, ModelFacts], problems: Problems) -> bool:
+    is_unknown_word = model.node is None and model.slug is None and bool(models) and "/" not in (model.uri or "/")
     is_broken = model.node is not None and (model.node.at("type") in problems.broken or model.uri is None)
     return is_unknown_word or is_broken or (model.node is None and model.uri is None)
 
@@ -179,13 +218,13 @@ def _api(node: Node, facts: Facts, problems: Problems) -> ApiFacts:
     )
     named = _named_servers(node, facts)
     candidates = named if named is not None else facts.servers
-    tasks = {server.task for server in candidates}
+    tasks = {task for server in candidates for task in server.tasks}
     task = tasks.pop() if len(tasks) == 1 else None
     api.protocol = PROTOCOLS.get(_protocol_name(node, path, task, api.inputs) or "")
     if named is not None:
         api.servers = named
     elif api.protocol is not None:
-        chosen = servers_for(api.protocol, [server.task for server in facts.servers])
+        chosen = servers_for(api.protocol, [server.tasks for server in facts.servers])
         api.servers = [facts.servers[index] for index in chosen] if chosen is not None else None
     return api
 

@@ -25,7 +25,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 def check_models(facts: Facts, problems: Problems) -> None:
     """Reports models that cannot be found or whose settings make no sense together."""
-    tasks = {id(server.model): server.task for server in facts.servers}
+    tasks = {id(model): server.task_of(model) for server in facts.servers for model in server.models}
     for model in facts.all_models:
         if model.uri is not None and not _is_unknown_reference(model, facts):
             _check_uri(model, problems)

@@ -7,8 +7,14 @@ from flashgen import naming
 from flashgen.diagnostics import in_words, quote
 from flashgen.document import NodePath
 from flashgen.project_paths import path_problem
-from flashgen.validation.facts import ApiFacts, Facts, ModelFacts, find_server, is_folder_beside
-from flashgen.validation.nodes import Node
+from flashgen.validation.facts import (
+    ApiFacts,
+    Facts,
+    ModelFacts,
+    find_server,
+    is_folder_beside,
+    model_references,
+)
 from flashgen.validation.problems import Problems
 from flashgen.validation.suggest import nearest
 
@@ -52,8 +58,8 @@ def _check_server_names(facts: Facts, problems: Problems) -> None:
     for server in facts.servers:
         label = naming.dns_label(server.name)
         if not label:
-            if server.model and server.model.uri:
-                message = f"this server needs a `name`: {quote(server.model.uri)} gives none"
+            if server.models and server.models[0].uri:
+                message = f"this server needs a `name`: {quote(server.models[0].uri)} gives none"
                 problems.at_value(server.name_path, "FG102", message)
             continue
         _check_usable(label, "server", server.name_path, problems)
@@ -116,7 +122,7 @@ def _check_server_references(apis: Iterable[ApiFacts], facts: Facts, problems: P
             if find_server(reference, facts.servers) is None:
                 message = f"server {quote(reference)} is not defined"
                 problems.at_value(
-                    path, "FG103", message, label=_used_by(api), hint=_reference_hint(reference, names, "servers")
+                    path, "FG103", message, label=_used_by(api), hint=reference_hint(reference, names, "servers")
                 )
             elif reference in seen:
                 message = f"server {quote(reference)} stands twice in this list"
@@ -128,22 +134,23 @@ def _used_by(api: ApiFacts) -> str:
     return f"used by api {quote(api.name)}" if api.name else ""
 
 
-def _reference_hint(reference: str, names: list[str], kind: str) -> str:
+def reference_hint(reference: str, names: list[str], kind: str) -> str:
+    """The nearest of the names that are defined, else all of them."""
     if match := nearest(reference, names):
         return f"did you mean `{match}`?"
     return f"defined {kind} are {in_words(names)}" if len(names) > 1 else f"the only one defined is {in_words(names)}"
 
 
 def _check_model_references(facts: Facts, problems: Problems) -> None:
-    """A text under `server.model` that is no key of `models` and no uri; and entries of `models` that nobody uses."""
-    used = {server.model.slug for server in facts.servers if server.model}
+    """Texts where servers name models that are no key of `models` and no uri; and entries of it that nobody uses."""
+    used = {model.slug for server in facts.servers for model in server.models}
     for server in facts.servers:
-        reference = server.node.get("model")
-        if not isinstance(reference, str) or not facts.models or reference in facts.models or "/" in reference:
-            continue
-        if not is_folder_beside(problems.document.path, reference):
-            _report_unknown_model(reference, server.node, facts, problems)
-            used |= {nearest(reference, facts.models)}
+        for path, reference in model_references(server.node):
+            if not isinstance(reference, str) or not facts.models or reference in facts.models or "/" in reference:
+                continue
+            if not is_folder_beside(problems.document.path, reference):
+                _report_unknown_model(reference, path, facts, problems)
+                used |= {nearest(reference, facts.models)}
     for slug in facts.models:
         is_broken = ("models", slug) in problems.broken
         if slug not in used and not is_broken and not _has_unread_server(facts):
@@ -151,11 +158,11 @@ def _check_model_references(facts: Facts, problems: Problems) -> None:
             problems.at_key(("models", slug), "FG207", f"model {quote(slug)} is used by no server", hint=hint)
 
 
-def _report_unknown_model(reference: str, node: Node, facts: Facts, problems: Problems) -> None:
-    hint = _reference_hint(reference, list(facts.models), "models")
-    problems.at_value(node.at("model"), "FG103", f"model {quote(reference)} is not defined", hint=hint)
+def _report_unknown_model(reference: str, path: NodePath, facts: Facts, problems: Problems) -> None:
+    hint = reference_hint(reference, list(facts.models), "models")
+    problems.at_value(path, "FG103", f"model {quote(reference)} is not defined", hint=hint)
 
 
 def _has_unread_server(facts: Facts) -> bool:
     """Whether a server's model is missing or broken, so that nobody knows what it would have used."""
-    return any(server.model is None for server in facts.servers) or not facts.servers
+    return any(not server.models for server in facts.servers) or not facts.servers

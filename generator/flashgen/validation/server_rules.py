@@ -4,9 +4,10 @@ from flashgen.diagnostics import quote
 from flashgen.document import NodePath
 from flashgen.units import parse_bytes, parse_cuda_capability
 from flashgen.validation.engine_rules import check_engine
-from flashgen.validation.facts import Facts, ServerFacts
+from flashgen.validation.facts import Facts, ModelFacts
 from flashgen.validation.nodes import Node
 from flashgen.validation.problems import Problems
+from flashgen.validation.residency_rules import check_prefetch, check_residency
 
 FIRST_RPC_PORT = 6500
 
@@ -24,11 +25,14 @@ def check_servers(facts: Facts, problems: Problems) -> None:
         if resources is not None:
             _check_quantities(resources, problems)
             _check_cards(resources, problems)
-        _check_device(server, resources, problems)
+        for model in server.models:
+            _check_device(model, resources, problems)
         check_engine(server, resources, problems)
+        check_residency(server, resources, problems)
         container = server.node.node("container", problems)
         if container is not None:
             _check_environment(container, problems)
+    check_prefetch(facts, problems)
     _check_ports(facts, problems)
     _check_targets(facts, problems)
 
@@ -67,8 +71,8 @@ def _check_cards(resources: Node, problems: Problems) -> None:
             problems.at_key(resources.at(key), "FG220", f"`{key}` asks for a card, but {found}", hint=hint)
 
 
-def _check_device(server: ServerFacts, resources: Node | None, problems: Problems) -> None:
-    model = server.model.node if server.model else None
+def _check_device(entry: ModelFacts, resources: Node | None, problems: Problems) -> None:
+    model = entry.node
     device = model.get("device") if model else None
     gpus = resources.get("gpus") if resources else None
     if model is None or device is None or resources is None or gpus is None:

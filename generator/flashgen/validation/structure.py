@@ -32,7 +32,7 @@ MAX_FOUND = 1000
 
 _YAML_1_1_BOOLEANS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
-_SIZE_KEYS = ("memory", "gpu_memory")
+_SIZE_KEYS = ("memory", "gpu_memory", "pool")
 
 
 def spec_schema() -> dict[str, Any]:
@@ -106,15 +106,9 @@ def _missing_keys(error: Any, path: NodePath, problems: Problems) -> None:
         if key in error.instance or not is_this_one or nearest(key, unknown):
             continue
         title = error.schema["title"]
-        if title == "server" and _OTHER_MODEL_KEYS.intersection(unknown):
-            continue
         example = error.schema["properties"][key].get("examples", [""])[0]
         hint = f"add `{key}: {example}`, for instance" if isinstance(example, str) and example else None
         problems.at_key(path, "FG102", f"{_described(title, path)} needs `{key}`", hint=hint)
-
-
-# What a server may have instead of `model`, once it is built.
-_OTHER_MODEL_KEYS = frozenset({"models", "handler", "external"})
 
 
 def _described(title: str, path: NodePath) -> str:
@@ -269,8 +263,11 @@ _HOMES = {
     **dict.fromkeys(("max_requests", "max_wait"), "`batching`"),
     **dict.fromkeys(("block_size", "prefix_caching"), "`kv_cache`"),
     **dict.fromkeys(("env", "secrets"), "`container`"),
+    **dict.fromkeys(("loader", "pool", "keep_in_ram", "verify"), "`weights`"),
+    **dict.fromkeys(("max_loaded", "evict", "idle_timeout", "preload"), "`swap`"),
+    "prefetch": "`model`",
     **dict.fromkeys(("inputs", "outputs", "path", "method", "protocol"), "an entry of `apis`"),
-    **dict.fromkeys(("resources", "engine", "rpc_port", "container"), "an entry of `servers`"),
+    **dict.fromkeys(("resources", "engine", "weights", "swap", "rpc_port", "container"), "an entry of `servers`"),
     "targets": "`deploy`",
     "in": "a field",
 }

@@ -81,6 +81,9 @@ class Engine(Protocol):
     def abort(self, request_id: str) -> None:
         """Ends a request and frees its blocks at once; an unknown id is ignored, since it may just have finished."""
 
+    def close(self) -> None:
+        """Gives back all memory, when no request is open; there are no calls afterwards."""
+
 
 @runtime_checkable
 class ReportsStats(Protocol):

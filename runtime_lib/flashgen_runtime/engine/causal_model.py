@@ -78,3 +78,6 @@ class CausalModel(Protocol):
 
     def forget(self, request: Request) -> None:
         """The request's blocks are gone (finished, aborted or preempted): drops what is kept beside the cache."""
+
+    def close(self) -> None:
+        """Gives back weights and cache; there are no calls afterwards."""

@@ -59,6 +59,10 @@ class Encoder:
         limit: int | None = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         return limit
 
+    def close(self) -> None:
+        """Gives back the weights; there are no calls afterwards."""
+        del self._model
+
     @torch.inference_mode()
     def encode(self, sequences: Sequence[Sequence[int]]) -> list[bytes]:
         """One vector for each sequence, in order: little-endian float32 values, of length 1 as a vector.

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from flashgen_runtime.kernels.panels import Panels, WeightFormat, linear, pack
+from flashgen_runtime.engine.packers import Packer
+from flashgen_runtime.kernels.panels import Panels, WeightFormat, linear
 
 EXPERTS = "serving_experts"
 
@@ -33,11 +34,12 @@ def is_experts(module: torch.nn.Module) -> bool:
     return all(hasattr(module, name) for name in ("has_gate", "has_bias", "is_transposed", "down_proj", "num_experts"))
 
 
-def pack_experts(module: Any, weight_format: WeightFormat) -> None:
+def pack_experts(module: Any, weight_format: WeightFormat, packer: Packer) -> None:
     """Packs a module's matrices in place of its parameters and makes it run `experts_forward`."""
     up = "gate_up_proj" if module.has_gate else "up_proj"
     packed = PackedExperts(
-        up=_pack_each(module, up, weight_format), down=_pack_each(module, "down_proj", weight_format)
+        up=_pack_each(module, up, weight_format, packer),
+        down=_pack_each(module, "down_proj", weight_format, packer),
     )
     for name in (up, "down_proj"):
         delattr(module, name)
@@ -88,11 +90,11 @@ def experts_forward(
     return total
 
 
-def _pack_each(module: Any, name: str, weight_format: WeightFormat) -> list[Panels]:
+def _pack_each(module: Any, name: str, weight_format: WeightFormat, packer: Packer) -> list[Panels]:
     matrices: torch.Tensor = getattr(module, name)
     biases: Any = getattr(module, f"{name}_bias") if module.has_bias else [None] * len(matrices)
     return [
-        pack(matrix.T if module.is_transposed else matrix, weight_format, bias=bias)
+        packer.pack([matrix.T if module.is_transposed else matrix], weight_format, biases=[bias])
         for matrix, bias in zip(matrices, biases, strict=True)
     ]
 

@@ -5,6 +5,14 @@ from typing import NamedTuple
 
 import torch
 
+from flashgen_runtime.config import EngineConfig
+
+
+def kv_cache_blocks(engine: EngineConfig, *, max_context: int, block_bytes: int) -> int:
+    """Blocks of a model's KV cache: as many as its memory holds, and no more than its requests can ever fill."""
+    most = engine.max_num_seqs * -(-max_context // engine.block_size)
+    return min(engine.kv_cache_bytes // block_bytes, most) if block_bytes else most
+
 
 class LayerShape(NamedTuple):
     """What one attention layer stores for one token."""

@@ -15,6 +15,7 @@ from flashgen_runtime.engine.block_pool import BlockPool
 from flashgen_runtime.engine.block_tables import BlockTables
 from flashgen_runtime.engine.causal_model import CausalModel
 from flashgen_runtime.engine.choice_text import ChoiceText
+from flashgen_runtime.engine.kv_cache import kv_cache_blocks
 from flashgen_runtime.engine.request import Request
 from flashgen_runtime.engine.sampler import MASK_64, SampledToken, Sampler, choice_seed
 from flashgen_runtime.engine.scheduler import Chunk, Scheduler
@@ -58,7 +59,7 @@ class LLMEngine:
         max_context: int,
         eos_ids: frozenset[int] = frozenset(),
     ) -> None:
-        num_blocks = _num_blocks(model, sizes)
+        num_blocks = _num_blocks(model, sizes, max_context=max_context)
         model.allocate_cache(num_blocks, sizes.block_size)
         self._pool = BlockPool(num_blocks)
         self._tables = BlockTables(
@@ -148,6 +149,9 @@ class LLMEngine:
         for request in opened.requests:
             if not request.is_finished:
                 self._scheduler.finish(request, None)
+
+    def close(self) -> None:
+        self._model.close()
 
     def _take_tokens(
         self, chunks: list[Chunk], sampled_chunks: list[Chunk], logits: torch.Tensor
@@ -258,11 +262,11 @@ class LLMEngine:
             raise RequestError(message, kind="invalid_request", param="logprobs")
 
 
-def _num_blocks(model: CausalModel, sizes: EngineConfig) -> int:
-    """How many blocks the KV cache's memory holds; raises `ConfigError` if not even one."""
+def _num_blocks(model: CausalModel, sizes: EngineConfig, *, max_context: int) -> int:
+    """How many blocks the KV cache has; raises `ConfigError` if its memory does not hold even one."""
     block_bytes = sizes.block_size * model.block_bytes_per_token
     if sizes.kv_cache_bytes < block_bytes:
         size = f"{sizes.block_size} tokens, which takes {block_bytes}"
         problem = f"{sizes.kv_cache_bytes} bytes do not hold one block of {size}"
         raise ConfigError("engine.kv_cache_bytes", problem)
-    return sizes.kv_cache_bytes // block_bytes
+    return kv_cache_blocks(sizes, max_context=max_context, block_bytes=block_bytes)

@@ -23,6 +23,7 @@ from flashgen_runtime.engine.kernel_cache import (
     takes_head_sizes,
 )
 from flashgen_runtime.engine.kv_cache import KVCache, LayerShape
+from flashgen_runtime.engine.packers import Packer
 from flashgen_runtime.engine.paged_attention import PagedAttention
 from flashgen_runtime.engine.request import Request
 from flashgen_runtime.engine.surgery import SurgeryReport, operate
@@ -50,6 +51,7 @@ class PagedModel:
         kv_cache_dtype: "auto" stores keys and values in the model's dtype.
         path_reason: why the model does not take a faster path.
         with_kernels: `False` leaves the model as it is and attends in torch.
+        packer: gives the packed layers; `None` makes them.
         can_be_invariant: `False` where what torch still computes of the class depends on the batch.
 
     Raises:
@@ -66,6 +68,7 @@ class PagedModel:
         path_reason: str = "",
         with_kernels: bool = True,
         can_be_invariant: bool = True,
+        packer: Packer | None = None,
     ) -> None:
         self._model = model
         self._layers = take_over_attention(model)
@@ -73,7 +76,7 @@ class PagedModel:
         self._kv_format = _kv_format(model, self._layers, kv_cache_dtype=kv_cache_dtype, isa=isa)
         self._surgery: SurgeryReport | None = None
         if isa is not None:
-            self._surgery = operate(model.module, dtype=model.dtype, quantization=quantization)
+            self._surgery = operate(model.module, dtype=model.dtype, quantization=quantization, packer=packer)
         elif quantization is not None:
             raise ConfigError("model.quantization", f"`{quantization}` needs kernels, which run on the cpu")
         # Torch's cache holds what the model computes in.
@@ -155,6 +158,9 @@ class PagedModel:
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         assert self._cache is not None, "the engine allocates the cache first"
         self._cache.copy_blocks(pairs)
+
+    def close(self) -> None:
+        del self._model, self._cache, self._attention
 
     def forget(self, request: Request) -> None:
         """Nothing is kept beside the cache."""

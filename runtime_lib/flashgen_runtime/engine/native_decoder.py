@@ -4,11 +4,13 @@ The configuration is read in `native_config`, weights are packed in `native_weig
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
+from flashgen_runtime import timings
 from flashgen_runtime.config import DType, Quantization
 from flashgen_runtime.engine.batch import Batch
 from flashgen_runtime.engine.causal_model import ModelDescription
@@ -21,13 +23,26 @@ from flashgen_runtime.engine.native_config import (
     dtype_name,
     parse_config,
 )
-from flashgen_runtime.engine.native_weights import DecoderWeights, LayerWeights, load_weights
+from flashgen_runtime.engine.native_loading import FoundWeights, Preparation, Recipe, find_weights
+from flashgen_runtime.engine.native_weights import (
+    EMBEDDING,
+    HEAD,
+    DecoderWeights,
+    LayerWeights,
+    build_weights,
+    ignored_tensors,
+    tensor_shapes,
+)
 from flashgen_runtime.engine.request import Request
+from flashgen_runtime.engine.streamed_program import StreamedProgram
+from flashgen_runtime.engine.weight_source import has_own_head
 from flashgen_runtime.errors import WeightsError
 from flashgen_runtime.kernels.library import current_isa
 from flashgen_runtime.kernels.paged_attention import KVFormat, KVLayer
 from flashgen_runtime.kernels.program import Program, Rows
+from flashgen_runtime.loader.access import WeightAccess
 from flashgen_runtime.loader.checkpoint import read_json
+from flashgen_runtime.loader.tensors import CheckpointTensors
 
 
 def load_native(
@@ -37,6 +52,7 @@ def load_native(
     quantization: Quantization | None,
     kv_cache_dtype: Literal["auto", "int8"],
     max_num_batched_tokens: int,
+    access: WeightAccess | None = None,
 ) -> "NativeDecoder":
     """Loads a checkpoint whose `config.json` `native_config.reason_against` has nothing against.
 
@@ -46,30 +62,52 @@ def load_native(
         quantization: of the linear layers. The head is never below int8; the embedding stays in the dtype.
         kv_cache_dtype: "auto" is the dtype.
         max_num_batched_tokens: tokens of the largest batch.
+        access: where prepared weights lie; `None` packs the checkpoint into private memory.
 
     Raises:
         WeightsError: a file is missing or broken, or its tensors are not those of the configuration.
     """
+    with timings.stage("skeleton"):
+        config, recipe = decoder_recipe(path, dtype=dtype, quantization=quantization)
+    return NativeDecoder(
+        config,
+        find_weights(recipe, access),
+        dtype=recipe.dtype,
+        quantization=quantization,
+        kv_format=KVFormat.INT8 if kv_cache_dtype == "int8" else FORMATS[recipe.dtype],
+        max_num_batched_tokens=max_num_batched_tokens,
+    )
+
+
+def decoder_recipe(
+    path: Path, *, dtype: DType, quantization: Quantization | None
+) -> tuple[DecoderConfig, Recipe[DecoderWeights]]:
+    """What a checkpoint's configuration and headers say; raises `WeightsError` as `load_native`."""
     tree = read_json(path / "config.json")
     try:
         config = parse_config(tree)
     except UnsupportedConfigError as error:
         raise WeightsError(path / "config.json", f"is not run natively: {error}") from error
-    weights, weight_dtype = load_weights(path, config, dtype=asked_dtype(tree, dtype), quantization=quantization)
-    return NativeDecoder(
-        config,
-        weights,
+    tensors = CheckpointTensors(path)
+    tensors.expect(tensor_shapes(config), ignored=ignored_tensors(config))
+    weight_dtype = asked_dtype(tree, dtype) or tensors.dtype(f"{EMBEDDING}.weight")
+    build = partial(
+        build_weights,
+        config=config,
         dtype=weight_dtype,
         quantization=quantization,
-        kv_format=KVFormat.INT8 if kv_cache_dtype == "int8" else FORMATS[weight_dtype],
-        max_num_batched_tokens=max_num_batched_tokens,
+        has_own_head=has_own_head(
+            tensors, head=f"{HEAD}.weight", embedding=f"{EMBEDDING}.weight", is_tied=config.is_head_tied
+        ),
     )
+    return config, Recipe(path=path, tensors=tensors, dtype=weight_dtype, quantization=quantization, build=build)
 
 
 class NativeDecoder:
     """A `CausalModel` on the CPU whose forward pass is one call of the kernels.
 
-    Logits are overwritten by the next forward pass.
+    While weights arrive, a forward pass waits for each layer's before it computes the layer. Logits are overwritten by
+    the next forward pass.
     """
 
     device = torch.device("cpu")
@@ -79,7 +117,7 @@ class NativeDecoder:
     def __init__(
         self,
         config: DecoderConfig,
-        weights: DecoderWeights,
+        found: FoundWeights[DecoderWeights],
         *,
         dtype: torch.dtype,
         quantization: Quantization | None,
@@ -87,13 +125,13 @@ class NativeDecoder:
         max_num_batched_tokens: int,
     ) -> None:
         self._config = config
-        self._weights = weights
+        self._found = found
         self._dtype = dtype
         self._quantization = quantization
         self._kv_format = kv_format
         self._max_num_batched_tokens = max_num_batched_tokens
         self._cache: KernelCache | None = None
-        self._program = Program(max_num_batched_tokens)
+        self._streamed, self._logits = self._empty()
 
     @property
     def description(self) -> ModelDescription:
@@ -125,17 +163,19 @@ class NativeDecoder:
     @property
     def program(self) -> Program:
         """The step's operations, empty before `allocate_cache`; benchmarks ask it for its profile."""
-        return self._program
+        return self._streamed.program
 
     def allocate_cache(self, num_blocks: int, block_size: int) -> None:
         assert self._cache is None, "operations point into the first one"
         self._cache = KernelCache(
             self.layer_shapes, num_blocks=num_blocks, block_size=block_size, kv_format=self._kv_format
         )
-        self._logits = _build(self._program, self._config, self._weights, self._cache.layers)
+        self._streamed, self._logits = self._build(self._cache)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        self._program.run(batch)
+        if self._found.preparation is not None and self._found.preparation.is_done:
+            self._take_prepared(self._found.preparation)
+        self._streamed.run(batch)
         return self._logits[: len(batch.sample_rows)]
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
@@ -145,20 +185,60 @@ class NativeDecoder:
     def forget(self, request: Request) -> None:
         """Nothing lies outside of the blocks."""
 
+    def close(self) -> None:
+        """Gives back weights and cache; there are no forward passes afterwards."""
+        if self._found.preparation is not None:
+            self._found.preparation.close()
+        self._streamed.close()
+        self._cache = None
+        self._streamed, self._logits = self._empty()
+        del self._found
 
-def _build(program: Program, config: DecoderConfig, weights: DecoderWeights, layers: Sequence[KVLayer]) -> torch.Tensor:
+    def _take_prepared(self, preparation: Preparation[DecoderWeights]) -> None:
+        """Goes on with weights in another layout, which give the same bits, and gives back the checkpoint's rows."""
+        assert self._cache is not None, "there are forward passes"
+        found = preparation.take()
+        if found is None:
+            self._found = self._found._replace(preparation=None)
+            return
+        self._found = found
+        self._streamed, self._logits = self._build(self._cache)
+
+    def _empty(self) -> "_Built":
+        return _Built(StreamedProgram(Program(self._max_num_batched_tokens), None), torch.empty(0))
+
+    def _build(self, cache: KernelCache) -> "_Built":
+        streamed = StreamedProgram(Program(self._max_num_batched_tokens), self._found.stream)
+        return _Built(streamed, _build(streamed, self._config, self._found.weights, cache.layers))
+
+
+class _Built(NamedTuple):
+    """A program, and where it leaves the logits of the sampled rows."""
+
+    streamed: StreamedProgram
+    logits: torch.Tensor
+
+
+def _build(
+    streamed: StreamedProgram, config: DecoderConfig, weights: DecoderWeights, layers: Sequence[KVLayer]
+) -> torch.Tensor:
     """Adds all operations of a step; returns where the logits of the sampled rows will stand."""
+    program = streamed.program
     builder = _DecoderBuilder(program, config)
     hidden = program.embed(weights.embedding, out=program.buffer(config.hidden_size))
+    streamed.needs(weights.embedding_mark)
     for index, (layer, kv_layer) in enumerate(zip(weights.layers, layers, strict=True)):
         attended = builder.attention(hidden, layer, kv_layer, window=config.windows[index])
         if index == config.num_layers - 1:
             # What follows the last attention concerns sampled rows only; the others have left their keys and values.
             hidden, attended = program.select_sampled(hidden), program.select_sampled(attended)
-        hidden = program.linear(attended, layer.output, out=hidden.values, is_added=True)
+        hidden = program.linears(attended, layer.output, out=hidden.values, is_added=True)
         hidden = builder.mlp(hidden, layer)
+        streamed.needs(layer.mark)
     normed = program.rms_norm(hidden, weights.norm, eps=config.norm_eps, out=builder.normed)
-    return program.linear(normed, weights.head, out=program.buffer(config.vocab_size), name="head").values
+    logits = program.linear(normed, weights.head, out=program.buffer(config.vocab_size), name="head").values
+    streamed.needs(weights.head_mark)
+    return logits
 
 
 class _DecoderBuilder:
@@ -179,7 +259,7 @@ class _DecoderBuilder:
         """What the tokens attend to, before the output projection."""
         program, config = self._program, self._config
         normed = program.rms_norm(hidden, layer.attention_norm, eps=config.norm_eps, out=self.normed)
-        projected = program.linear(normed, layer.queries_keys_values, out=self._queries_keys_values)
+        projected = program.linears(normed, layer.queries_keys_values, out=self._queries_keys_values)
         queries = program.rope_and_store(
             projected,
             kv_layer,
@@ -201,6 +281,6 @@ class _DecoderBuilder:
     def mlp(self, hidden: Rows, layer: LayerWeights) -> Rows:
         program, config = self._program, self._config
         normed = program.rms_norm(hidden, layer.mlp_norm, eps=config.norm_eps, out=self.normed)
-        projected = program.linear(normed, layer.gate_and_up, out=self._gate_and_up)
+        projected = program.linears(normed, layer.gate_and_up, out=self._gate_and_up)
         gated = program.gated_activation(projected, config.activation, out=self._gated)
-        return program.linear(gated, layer.down, out=hidden.values, is_added=True)
+        return program.linears(gated, layer.down, out=hidden.values, is_added=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,17 @@ from flashgen_runtime.engine.native_config import (
     dtype_name,
     read_size,
 )
+from flashgen_runtime.engine.native_loading import FoundWeights, Recipe, find_weights
 from flashgen_runtime.engine.native_weights import FORMATS, QUANTIZED_FORMATS
 from flashgen_runtime.engine.pooling import Pooling, pool
+from flashgen_runtime.engine.streamed_program import StreamedProgram
+from flashgen_runtime.engine.weight_source import Mark, WeightSource
 from flashgen_runtime.kernels.kv_layer import TILE_SIZE, KVFormat, KVLayer
 from flashgen_runtime.kernels.library import current_isa
 from flashgen_runtime.kernels.operations import Activation
-from flashgen_runtime.kernels.panels import Panels, WeightFormat, pack_fused
+from flashgen_runtime.kernels.panels import Panels, WeightFormat
 from flashgen_runtime.kernels.program import Program, Rows
+from flashgen_runtime.loader.access import WeightAccess
 from flashgen_runtime.loader.checkpoint import read_json
 from flashgen_runtime.loader.tensors import CheckpointTensors
 
@@ -36,6 +41,9 @@ IGNORED = ("pooler.", "cls.", "embeddings.position_ids")
 # Models with a head lay the encoder below this name.
 PREFIX = "bert."
 
+WORDS = "embeddings.word_embeddings.weight"
+POSITIONS = "embeddings.position_embeddings.weight"
+TOKEN_TYPES = "embeddings.token_type_embeddings.weight"
 QUERIES_KEYS_VALUES = ("attention.self.query", "attention.self.key", "attention.self.value")
 
 # Weight and bias of a layer norm, [hidden_size] each, float32.
@@ -61,12 +69,15 @@ class EncoderConfig:
 class EncoderLayer:
     """The weights of one layer."""
 
-    queries_keys_values: Panels
-    output: Panels
+    queries_keys_values: tuple[Panels, ...]
+    output: tuple[Panels, ...]
     attention_norm: Norm
-    up: Panels
-    down: Panels
+    up: tuple[Panels, ...]
+    down: tuple[Panels, ...]
     norm: Norm
+
+    # What must have arrived for this layer.
+    mark: Mark | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +91,9 @@ class EncoderWeights:
     positions: torch.Tensor
     norm: Norm
     layers: tuple[EncoderLayer, ...]
+
+    # What must have arrived for the embeddings.
+    embedding_mark: Mark | None
 
 
 def parse_encoder_config(config: Mapping[str, Any]) -> EncoderConfig:
@@ -118,6 +132,7 @@ def load_native_encoder(
     quantization: Quantization | None,
     pooling: Pooling,
     max_num_batched_tokens: int,
+    access: WeightAccess | None = None,
 ) -> "NativeEncoder":
     """Loads a checkpoint of the BERT family.
 
@@ -127,26 +142,38 @@ def load_native_encoder(
         quantization: of the linear layers.
         pooling: how the vectors of a text's tokens become one.
         max_num_batched_tokens: tokens of one call; a single text may have as many as there are positions.
+        access: where prepared weights lie; `None` packs the checkpoint into private memory.
 
     Raises:
         UnsupportedConfigError: the checkpoint is fine, but nothing for this class.
         WeightsError: a file is missing or broken, or its tensors are not those of the configuration.
     """
-    tree = read_json(path / "config.json")
-    config = parse_encoder_config(tree)
-    tensors = _EncoderTensors(path)
-    if tensors.have_old_names:
-        raise UnsupportedConfigError("checkpoints that call the weights of norms gamma and beta")
-    tensors.expect(dict(_shapes(config)))
-    weight_dtype = asked_dtype(tree, dtype) or tensors.embedding_dtype
+    config, recipe = encoder_recipe(path, dtype=dtype, quantization=quantization)
     return NativeEncoder(
         config,
-        _load_weights(tensors, config, weight_dtype, quantization),
-        dtype=weight_dtype,
+        find_weights(recipe, access),
+        dtype=recipe.dtype,
         quantization=quantization,
         pooling=pooling,
         max_num_batched_tokens=max_num_batched_tokens,
     )
+
+
+def encoder_recipe(
+    path: Path, *, dtype: DType, quantization: Quantization | None
+) -> tuple[EncoderConfig, Recipe[EncoderWeights]]:
+    """What a checkpoint's configuration and headers say; raises as `load_native_encoder`."""
+    tree = read_json(path / "config.json")
+    config = parse_encoder_config(tree)
+    tensors = CheckpointTensors(path)
+    if any(name.endswith(".gamma") for name in tensors.names):
+        raise UnsupportedConfigError("checkpoints that call the weights of norms gamma and beta")
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in tensors.names) else ""
+    ignored = (name for name in tensors.names if name.removeprefix(prefix).startswith(IGNORED))
+    tensors.expect({prefix + name: shape for name, shape in _shapes(config)}, ignored=ignored)
+    weight_dtype = asked_dtype(tree, dtype) or tensors.dtype(f"{prefix}{WORDS}")
+    build = partial(build_weights, config=config, dtype=weight_dtype, quantization=quantization, prefix=prefix)
+    return config, Recipe(path=path, tensors=tensors, dtype=weight_dtype, quantization=quantization, build=build)
 
 
 class NativeEncoder:
@@ -155,7 +182,7 @@ class NativeEncoder:
     def __init__(
         self,
         config: EncoderConfig,
-        weights: EncoderWeights,
+        found: FoundWeights[EncoderWeights],
         *,
         dtype: torch.dtype,
         quantization: Quantization | None,
@@ -172,8 +199,9 @@ class NativeEncoder:
         head_size = config.hidden_size // config.num_heads
         kv_format = KVFormat.BF16 if quantization else KV_FORMATS[dtype]
         self._keys_values = KVLayer(max_tokens, TILE_SIZE, config.num_heads, head_size, head_size, kv_format)
-        self._program = Program(max_tokens)
-        self._hidden = _build(self._program, config, weights, self._keys_values)
+        self._max_tokens = max_tokens
+        self._found = found
+        self._streamed, self._hidden = self._build()
 
     @property
     def description(self) -> ModelDescription:
@@ -200,14 +228,31 @@ class NativeEncoder:
     @property
     def program(self) -> Program:
         """What a call runs; benchmarks ask it for its profile."""
-        return self._program
+        return self._streamed.program
 
     @torch.inference_mode()
     def encode(self, sequences: Sequence[Sequence[int]]) -> list[bytes]:
         """One vector for each sequence, in order: little-endian float32 values, of length 1 as a vector."""
         lengths = [len(sequence) for sequence in sequences]
-        self._program.run(flatten_texts(sequences))
+        preparation = self._found.preparation
+        if preparation is not None and preparation.is_done:
+            self._found = preparation.take() or self._found._replace(preparation=None)
+            self._streamed, self._hidden = self._build()
+        self._streamed.run(flatten_texts(sequences))
         return pool(self._hidden[: sum(lengths)], lengths, self._pooling)
+
+    def close(self) -> None:
+        """Gives back the weights; there are no calls afterwards."""
+        if self._found.preparation is not None:
+            self._found.preparation.close()
+        self._streamed.close()
+        self._streamed = StreamedProgram(Program(self._max_tokens), None)
+        del self._found, self._hidden, self._keys_values
+
+    def _build(self) -> tuple[StreamedProgram, torch.Tensor]:
+        """What a call runs, and where it leaves the vectors of the tokens."""
+        streamed = StreamedProgram(Program(self._max_tokens), self._found.stream)
+        return streamed, _build(streamed, self._config, self._found.weights, self._keys_values)
 
 
 def flatten_texts(sequences: Sequence[Sequence[int]], *, sample_rows: Sequence[int] = ()) -> FlatTokens:
@@ -233,17 +278,21 @@ def flatten_texts(sequences: Sequence[Sequence[int]], *, sample_rows: Sequence[i
     return FlatTokens(**fields)
 
 
-def _build(program: Program, config: EncoderConfig, weights: EncoderWeights, keys_values: KVLayer) -> torch.Tensor:
+def _build(
+    streamed: StreamedProgram, config: EncoderConfig, weights: EncoderWeights, keys_values: KVLayer
+) -> torch.Tensor:
     """Adds all operations; returns where the vectors of the tokens will stand."""
+    program = streamed.program
     projected = program.buffer(3 * config.hidden_size)
     attended = program.buffer(config.hidden_size)
     wide = program.buffer(config.intermediate_size)
     hidden = program.embed(weights.words, out=program.buffer(config.hidden_size))
     hidden = program.add_positions(hidden, weights.positions)
     hidden = _normed(program, hidden, weights.norm, config)
+    streamed.needs(weights.embedding_mark)
     for layer in weights.layers:
         queries = program.rope_and_store(
-            program.linear(hidden, layer.queries_keys_values, out=projected), keys_values, num_heads=config.num_heads
+            program.linears(hidden, layer.queries_keys_values, out=projected), keys_values, num_heads=config.num_heads
         )
         attention = program.attention(
             queries,
@@ -253,11 +302,12 @@ def _build(program: Program, config: EncoderConfig, weights: EncoderWeights, key
             is_causal=False,
             out=attended,
         )
-        hidden = program.linear(attention, layer.output, out=hidden.values, is_added=True)
+        hidden = program.linears(attention, layer.output, out=hidden.values, is_added=True)
         hidden = _normed(program, hidden, layer.attention_norm, config)
-        activated = program.activate(program.linear(hidden, layer.up, out=wide), config.activation, out=wide)
-        hidden = program.linear(activated, layer.down, out=hidden.values, is_added=True)
+        activated = program.activate(program.linears(hidden, layer.up, out=wide), config.activation, out=wide)
+        hidden = program.linears(activated, layer.down, out=hidden.values, is_added=True)
         hidden = _normed(program, hidden, layer.norm, config)
+        streamed.needs(layer.mark)
     return hidden.values
 
 
@@ -266,42 +316,11 @@ def _normed(program: Program, x: Rows, norm: Norm, config: EncoderConfig) -> Row
     return program.layer_norm(x, *norm, eps=config.norm_eps, out=x.values)
 
 
-class _EncoderTensors:
-    """The tensors of a checkpoint by their names in the encoder."""
-
-    def __init__(self, path: Path) -> None:
-        self._tensors = CheckpointTensors(path)
-        self._prefix = PREFIX if any(name.startswith(PREFIX) for name in self._tensors.names) else ""
-
-    def expect(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        ignored = (name for name in self._tensors.names if name.removeprefix(self._prefix).startswith(IGNORED))
-        self._tensors.expect({self._prefix + name: shape for name, shape in shapes.items()}, ignored=ignored)
-
-    @property
-    def have_old_names(self) -> bool:
-        return any(name.endswith(".gamma") for name in self._tensors.names)
-
-    @property
-    def embedding_dtype(self) -> torch.dtype:
-        return self._tensors.dtype(f"{self._prefix}embeddings.word_embeddings.weight")
-
-    def read(self, name: str) -> torch.Tensor:
-        return self._tensors.read(self._prefix + name)
-
-    def read_norm(self, name: str) -> Norm:
-        return self.read(f"{name}.weight").float(), self.read(f"{name}.bias").float()
-
-    def pack(self, *names: str, weight_format: WeightFormat) -> Panels:
-        """Linear layers with the same input as one."""
-        weights = [self.read(f"{name}.weight") for name in names]
-        return pack_fused(weights, weight_format, biases=[self.read(f"{name}.bias") for name in names])
-
-
 def _shapes(config: EncoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     hidden_size, intermediate_size = config.hidden_size, config.intermediate_size
-    yield "embeddings.word_embeddings.weight", (config.vocab_size, hidden_size)
-    yield "embeddings.position_embeddings.weight", (config.num_positions, hidden_size)
-    yield "embeddings.token_type_embeddings.weight", (config.num_token_types, hidden_size)
+    yield WORDS, (config.vocab_size, hidden_size)
+    yield POSITIONS, (config.num_positions, hidden_size)
+    yield TOKEN_TYPES, (config.num_token_types, hidden_size)
     norms = ["embeddings.LayerNorm"]
     for layer in range(config.num_layers):
         prefix = f"encoder.layer.{layer}."
@@ -318,26 +337,56 @@ def _shapes(config: EncoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{norm}.bias", (hidden_size,)
 
 
-def _load_weights(
-    tensors: _EncoderTensors, config: EncoderConfig, dtype: torch.dtype, quantization: Quantization | None
+def build_weights(
+    source: WeightSource,
+    config: EncoderConfig,
+    *,
+    dtype: torch.dtype,
+    quantization: Quantization | None,
+    prefix: str,
 ) -> EncoderWeights:
+    """Takes all weights from a source; `prefix` stands before their names in the checkpoint."""
     weight_format = QUANTIZED_FORMATS[quantization] if quantization else FORMATS[dtype]
-    token_types = tensors.read("embeddings.token_type_embeddings.weight").float()
-    return EncoderWeights(
-        words=tensors.read("embeddings.word_embeddings.weight").to(dtype),
-        positions=tensors.read("embeddings.position_embeddings.weight").float() + token_types[0],
-        norm=tensors.read_norm("embeddings.LayerNorm"),
-        layers=tuple(_layer(tensors, f"encoder.layer.{layer}.", weight_format) for layer in range(config.num_layers)),
+    words = source.tensor("words", (prefix + WORDS,), lambda table: table.to(dtype))
+    positions = source.tensor("positions", (prefix + POSITIONS, prefix + TOKEN_TYPES), _positions_of_first_type)
+    norm = _norm(source, "norm", f"{prefix}embeddings.LayerNorm")
+    embedding_mark = source.mark
+    layers = tuple(_layer(source, prefix, layer, weight_format) for layer in range(config.num_layers))
+    return EncoderWeights(words=words, positions=positions, norm=norm, layers=layers, embedding_mark=embedding_mark)
+
+
+def _positions_of_first_type(positions: torch.Tensor, token_types: torch.Tensor) -> torch.Tensor:
+    return positions.float() + token_types.float()[0]
+
+
+def _norm(source: WeightSource, name: str, part: str) -> Norm:
+    return (
+        source.tensor(f"{name}.weight", (f"{part}.weight",), lambda weight: weight.float()),
+        source.tensor(f"{name}.bias", (f"{part}.bias",), lambda bias: bias.float()),
     )
 
 
-def _layer(tensors: _EncoderTensors, prefix: str, weight_format: WeightFormat) -> EncoderLayer:
-    names = [prefix + name for name in QUERIES_KEYS_VALUES]
+def _layer(source: WeightSource, prefix: str, index: int, weight_format: WeightFormat) -> EncoderLayer:
+    def linear(name: str, *parts: str) -> tuple[Panels, ...]:
+        names = [f"{prefix}encoder.layer.{index}.{part}" for part in parts]
+        return source.linear(f"layers.{index}.{name}", names, weight_format)
+
+    def norm(name: str, part: str) -> Norm:
+        return _norm(source, f"layers.{index}.{name}", f"{prefix}encoder.layer.{index}.{part}")
+
+    # In the order of a forward pass: as they are asked for, they arrive.
+    queries_keys_values = linear("queries_keys_values", *QUERIES_KEYS_VALUES)
+    output = linear("output", "attention.output.dense")
+    attention_norm = norm("attention_norm", "attention.output.LayerNorm")
+    up = linear("up", "intermediate.dense")
+    down = linear("down", "output.dense")
+    last_norm = norm("norm", "output.LayerNorm")
     return EncoderLayer(
-        queries_keys_values=tensors.pack(*names, weight_format=weight_format),
-        output=tensors.pack(f"{prefix}attention.output.dense", weight_format=weight_format),
-        attention_norm=tensors.read_norm(f"{prefix}attention.output.LayerNorm"),
-        up=tensors.pack(f"{prefix}intermediate.dense", weight_format=weight_format),
-        down=tensors.pack(f"{prefix}output.dense", weight_format=weight_format),
-        norm=tensors.read_norm(f"{prefix}output.LayerNorm"),
+        queries_keys_values=queries_keys_values,
+        output=output,
+        attention_norm=attention_norm,
+        up=up,
+        down=down,
+        norm=last_norm,
+        mark=source.mark,
     )

@@ -1,23 +1,21 @@
-"""The weights of a dense decoder, packed as the kernels want them, from the tensors of its checkpoint. No transformers.
-
-Tensors are read, packed and dropped layer by layer: beside the packed model lie the originals of one fused projection.
-"""
+"""The weights of a dense decoder as the kernels want them, named in the order of a forward pass. No transformers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from flashgen_runtime.config import Quantization
 from flashgen_runtime.engine.native_config import DecoderConfig
-from flashgen_runtime.kernels.panels import Panels, WeightFormat, pack, pack_fused
-from flashgen_runtime.loader.tensors import CheckpointTensors
+from flashgen_runtime.engine.weight_source import Mark, WeightSource
+from flashgen_runtime.kernels.panels import Panels, WeightFormat
 
 FORMATS = {torch.float32: WeightFormat.F32, torch.float16: WeightFormat.F16, torch.bfloat16: WeightFormat.BF16}
 QUANTIZED_FORMATS: dict[Quantization, WeightFormat] = {"int8": WeightFormat.INT8, "int4": WeightFormat.INT4}
 
-HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens"
+HEAD = "lm_head"
+NORM = "model.norm.weight"
 
 # The projections that are computed as one, in the order of their outputs.
 QUERIES_KEYS_VALUES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -26,16 +24,19 @@ GATE_AND_UP = ("mlp.gate_proj", "mlp.up_proj")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerWeights:
-    """One layer. Norms are [hidden_size] and [head_size], float32."""
+    """One layer. Norms are [hidden_size] and [head_size], float32; outputs of several panels follow one another."""
 
     attention_norm: torch.Tensor
-    queries_keys_values: Panels
+    queries_keys_values: tuple[Panels, ...]
     query_norm: torch.Tensor | None
     key_norm: torch.Tensor | None
-    output: Panels
+    output: tuple[Panels, ...]
     mlp_norm: torch.Tensor
-    gate_and_up: Panels
-    down: Panels
+    gate_and_up: tuple[Panels, ...]
+    down: tuple[Panels, ...]
+
+    # What must have arrived for this layer.
+    mark: Mark | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,48 +49,73 @@ class DecoderWeights:
     norm: torch.Tensor
     head: Panels
 
+    # What must have arrived for the embedding, and for the head.
+    embedding_mark: Mark | None
+    head_mark: Mark | None
+
 
 def tensor_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """The tensors of a checkpoint by name, without a head of its own where it is the embedding."""
     hidden_size = config.hidden_size
     shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config.vocab_size, hidden_size),
-        "model.norm.weight": (hidden_size,),
+        f"{EMBEDDING}.weight": (config.vocab_size, hidden_size),
+        NORM: (hidden_size,),
     }
     if not config.is_head_tied:
-        shapes[HEAD] = (config.vocab_size, hidden_size)
+        shapes[f"{HEAD}.weight"] = (config.vocab_size, hidden_size)
     for layer in range(config.num_layers):
         shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in _layer_shapes(config)}
     return shapes
 
 
-def load_weights(
-    path: Path, config: DecoderConfig, *, dtype: torch.dtype | None, quantization: Quantization | None
-) -> tuple[DecoderWeights, torch.dtype]:
-    """Reads and packs a checkpoint.
+def ignored_tensors(config: DecoderConfig) -> Iterator[str]:
+    """What transformers ignores as well: a second copy of a tied head, and the frequencies in old checkpoints."""
+    yield f"{HEAD}.weight"
+    for layer in range(config.num_layers):
+        yield f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"
+
+
+def build_weights(
+    source: WeightSource,
+    config: DecoderConfig,
+    *,
+    dtype: torch.dtype,
+    quantization: Quantization | None,
+    has_own_head: bool,
+) -> DecoderWeights:
+    """Takes all weights from a source.
 
     Args:
-        path: the checkpoint's folder.
+        source: of a checkpoint whose tensors are those of `tensor_shapes`.
         config: what its `config.json` says.
-        dtype: of the weights that are not quantised; `None`: as the checkpoint's embedding.
+        dtype: of the weights that are not quantised.
         quantization: of the linear layers; the head is never below int8.
-
-    Returns:
-        The weights and their dtype. Raises `WeightsError` for tensors that are not those of the configuration.
+        has_own_head: whether the head is another matrix than the embedding.
     """
-    tensors = CheckpointTensors(path)
-    tensors.expect(tensor_shapes(config), ignored=_ignored(config))
-    dtype = dtype or tensors.dtype("model.embed_tokens.weight")
     weight_format = QUANTIZED_FORMATS[quantization] if quantization else FORMATS[dtype]
-    embedding, head = _embedding_and_head(tensors, dtype, quantization)
-    layers = (_layer(_LayerTensors(tensors, layer), config, weight_format) for layer in range(config.num_layers))
-    weights = DecoderWeights(
+    head_format = WeightFormat.INT8 if quantization else FORMATS[dtype]
+    is_shared = not has_own_head and quantization is None
+
+    embedding: torch.Tensor | Panels
+    if is_shared:
+        (embedding,) = source.linear("embedding", (EMBEDDING,), head_format)
+    else:
+        embedding = source.tensor("embedding", (f"{EMBEDDING}.weight",), lambda table: table.to(dtype).contiguous())
+    embedding_mark = source.mark
+    layers = tuple(_layer(source, layer, config, weight_format) for layer in range(config.num_layers))
+    norm = source.tensor("norm", (NORM,), _as_float)
+    if isinstance(embedding, Panels):
+        head = embedding
+    else:
+        (head,) = source.linear("head", (HEAD if has_own_head else EMBEDDING,), head_format)
+    return DecoderWeights(
         embedding=embedding,
-        layers=tuple(layers),
-        norm=tensors.read("model.norm.weight").float(),
+        layers=layers,
+        norm=norm,
         head=head,
+        embedding_mark=embedding_mark,
+        head_mark=source.mark,
     )
-    return weights, dtype
 
 
 def _layer_shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -116,51 +142,36 @@ def _layer_shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]
         yield "self_attn.k_norm.weight", (config.head_size,)
 
 
-def _ignored(config: DecoderConfig) -> Iterator[str]:
-    """What transformers ignores as well: a second copy of a tied head, and the frequencies in old checkpoints."""
-    yield HEAD
-    for layer in range(config.num_layers):
-        yield f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"
+def _layer(source: WeightSource, index: int, config: DecoderConfig, weight_format: WeightFormat) -> LayerWeights:
+    prefix = f"model.layers.{index}."
 
+    def norm(name: str, part: str) -> torch.Tensor:
+        return source.tensor(f"layers.{index}.{name}", (f"{prefix}{part}.weight",), _as_float)
 
-def _embedding_and_head(
-    tensors: CheckpointTensors, dtype: torch.dtype, quantization: Quantization | None
-) -> tuple[torch.Tensor | Panels, Panels]:
-    embedding = tensors.read("model.embed_tokens.weight").to(dtype)
-    head = embedding
-    # As in transformers, a head that is there and differs is one of its own, whatever the configuration says.
-    if HEAD in tensors.names and not torch.equal(own := tensors.read(HEAD).to(dtype), embedding):
-        head = own
-    panels = pack(head, WeightFormat.INT8 if quantization else FORMATS[dtype])
-    return panels if head is embedding and not quantization else embedding, panels
+    def linear(name: str, *parts: str) -> tuple[Panels, ...]:
+        return source.linear(f"layers.{index}.{name}", [prefix + part for part in parts], weight_format)
 
-
-class _LayerTensors:
-    """The tensors of one layer by their names in it."""
-
-    def __init__(self, tensors: CheckpointTensors, layer: int) -> None:
-        self._tensors = tensors
-        self._prefix = f"model.layers.{layer}."
-
-    def read(self, name: str) -> torch.Tensor:
-        return self._tensors.read(self._prefix + name)
-
-    def pack(self, *names: str, weight_format: WeightFormat) -> Panels:
-        """Linear layers with the same input as one."""
-        weights = [self.read(f"{name}.weight") for name in names]
-        has_bias = self._prefix + f"{names[0]}.bias" in self._tensors.names
-        biases = [self.read(f"{name}.bias") for name in names] if has_bias else ()
-        return pack_fused(weights, weight_format, biases=biases)
-
-
-def _layer(layer: _LayerTensors, config: DecoderConfig, weight_format: WeightFormat) -> LayerWeights:
+    # In the order of a forward pass: as they are asked for, they arrive.
+    attention_norm = norm("attention_norm", "input_layernorm")
+    queries_keys_values = linear("queries_keys_values", *QUERIES_KEYS_VALUES)
+    query_norm = norm("query_norm", "self_attn.q_norm") if config.has_head_norm else None
+    key_norm = norm("key_norm", "self_attn.k_norm") if config.has_head_norm else None
+    output = linear("output", "self_attn.o_proj")
+    mlp_norm = norm("mlp_norm", "post_attention_layernorm")
+    gate_and_up = linear("gate_and_up", *GATE_AND_UP)
+    down = linear("down", "mlp.down_proj")
     return LayerWeights(
-        attention_norm=layer.read("input_layernorm.weight").float(),
-        queries_keys_values=layer.pack(*QUERIES_KEYS_VALUES, weight_format=weight_format),
-        query_norm=layer.read("self_attn.q_norm.weight").float() if config.has_head_norm else None,
-        key_norm=layer.read("self_attn.k_norm.weight").float() if config.has_head_norm else None,
-        output=layer.pack("self_attn.o_proj", weight_format=weight_format),
-        mlp_norm=layer.read("post_attention_layernorm.weight").float(),
-        gate_and_up=layer.pack(*GATE_AND_UP, weight_format=weight_format),
-        down=layer.pack("mlp.down_proj", weight_format=weight_format),
+        attention_norm=attention_norm,
+        queries_keys_values=queries_keys_values,
+        query_norm=query_norm,
+        key_norm=key_norm,
+        output=output,
+        mlp_norm=mlp_norm,
+        gate_and_up=gate_and_up,
+        down=down,
+        mark=source.mark,
     )
+
+
+def _as_float(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float()

@@ -8,19 +8,31 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from flashgen_runtime import timings
 from flashgen_runtime.config import EngineConfig, ModelConfig
 from flashgen_runtime.engine.causal_model import CausalModel
 from flashgen_runtime.engine.native_config import reason_against
+from flashgen_runtime.engine.packers import SurgeryFile
 from flashgen_runtime.errors import ConfigError
 from flashgen_runtime.kernels.library import current_isa
+from flashgen_runtime.loader.access import WeightAccess
+from flashgen_runtime.loader.base import LoadedModel
 from flashgen_runtime.loader.checkpoint import read_json
 from flashgen_runtime.logs import fields
 
 log = logging.getLogger(__name__)
 
 
-def load_causal_model(path: Path, config: ModelConfig, engine: EngineConfig) -> CausalModel:
+def load_causal_model(
+    path: Path, config: ModelConfig, engine: EngineConfig, *, access: WeightAccess | None = None
+) -> CausalModel:
     """Loads a checkpoint on the fastest path that it takes; `description` says which and why.
+
+    Args:
+        path: the checkpoint's folder.
+        config: the model.
+        engine: limits of batches.
+        access: where prepared weights lie; `None` packs the checkpoint into private memory.
 
     Raises:
         WeightsError: a file is missing, broken or lies.
@@ -28,7 +40,10 @@ def load_causal_model(path: Path, config: ModelConfig, engine: EngineConfig) -> 
         ConfigError: the path does not have what the configuration asks for.
     """
     reason = _reason_against_native(read_json(path / "config.json"), config)
-    model = _load_native(path, config, engine) if reason is None else _load_transformers(path, config, engine, reason)
+    if reason is None:
+        model = _load_native(path, config, engine, access)
+    else:
+        model = _load_transformers(path, config, engine, reason, access)
     description = model.description
     if engine.deterministic and not description.is_batch_invariant:
         problem = (
@@ -59,9 +74,10 @@ def _reason_against_native(tree: dict[str, Any], config: ModelConfig) -> str | N
     return None if reason is None else f"the native decoder does not run {reason}"
 
 
-def _load_native(path: Path, config: ModelConfig, engine: EngineConfig) -> CausalModel:
+def _load_native(path: Path, config: ModelConfig, engine: EngineConfig, access: WeightAccess | None) -> CausalModel:
     # Deferred: an interface that only one of the paths needs.
-    from flashgen_runtime.engine.native_decoder import load_native
+    with timings.stage("imports"):
+        from flashgen_runtime.engine.native_decoder import load_native
 
     return load_native(
         path,
@@ -69,27 +85,34 @@ def _load_native(path: Path, config: ModelConfig, engine: EngineConfig) -> Causa
         quantization=config.quantization,
         kv_cache_dtype=engine.kv_cache_dtype,
         max_num_batched_tokens=engine.max_num_batched_tokens,
+        access=access,
     )
 
 
-def _load_transformers(path: Path, config: ModelConfig, engine: EngineConfig, reason: str) -> CausalModel:
+def _load_transformers(
+    path: Path, config: ModelConfig, engine: EngineConfig, reason: str, access: WeightAccess | None
+) -> CausalModel:
     # Deferred: importing transformers' model classes takes seconds, which native models do not need.
-    from flashgen_runtime.engine.model_runner import PagedModel
-    from flashgen_runtime.engine.plain_runner import PlainModel
-    from flashgen_runtime.engine.probe import probe
-    from flashgen_runtime.loader.materialize import load_model, read_config
+    with timings.stage("imports"):
+        from flashgen_runtime.engine.model_runner import PagedModel
+        from flashgen_runtime.engine.plain_runner import PlainModel
+        from flashgen_runtime.engine.probe import probe
+        from flashgen_runtime.loader.materialize import read_config
 
-    finding = probe(read_config(path))
+    with timings.stage("skeleton"):
+        finding = probe(read_config(path))
     if finding.not_paged and engine.kv_cache_dtype == "int8":
         raise ConfigError(
             "engine.kv_cache.dtype", f"`int8` needs a paged model, and this one is not: {finding.not_paged}"
         )
-    model = load_model(path, dtype=config.dtype, device=config.device)
+    model = _load_module(path, config, access)
     if finding.not_paged:
         plain_reason = f"transformers' class does not run on flat batches: {finding.not_paged}"
         return PlainModel(model, path_reason=plain_reason, quantization=config.quantization)
     if finding.not_replaced:
         log.warning("kernels do not replace its modules", extra=fields(model=config.id, reason=finding.not_replaced))
+    file = _surgery_file(model, config, access) if not finding.not_replaced else None
+    packer = file.packer() if file is not None else None
     paged = PagedModel(
         model,
         quantization=config.quantization,
@@ -97,7 +120,27 @@ def _load_transformers(path: Path, config: ModelConfig, engine: EngineConfig, re
         path_reason=reason,
         with_kernels=not finding.not_replaced,
         can_be_invariant=finding.is_invariant,
+        packer=packer,
     )
+    if file is not None and packer is not None:
+        file.keep(packer)
     if paged.left_to_torch:
         log.info("torch computes a part of it", extra=fields(model=config.id, modules=", ".join(paged.left_to_torch)))
     return paged
+
+
+def _load_module(path: Path, config: ModelConfig, access: WeightAccess | None) -> LoadedModel:
+    # Deferred: see `_load_transformers`.
+    from flashgen_runtime.loader.materialize import load_model
+
+    if access is None:
+        return load_model(path, dtype=config.dtype, device=config.device)
+    access.check_checkpoint(path)
+    return load_model(path, dtype=config.dtype, device=config.device, open_file=access.open, threads=access.threads)
+
+
+def _surgery_file(model: LoadedModel, config: ModelConfig, access: WeightAccess | None) -> SurgeryFile | None:
+    """Where the packed layers are kept; `None` where there are none, or no place for them."""
+    if access is None or model.device.type != "cpu" or current_isa() is None:
+        return None
+    return SurgeryFile(model.path, dtype=model.dtype, quantization=config.quantization, access=access)

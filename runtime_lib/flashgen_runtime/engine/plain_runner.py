@@ -120,6 +120,9 @@ class PlainModel:
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         assert not pairs, "blocks are never shared on the plain path"
 
+    def close(self) -> None:
+        del self._model, self._module, self._states
+
     def forget(self, request: Request) -> None:
         self._states.pop(request, None)
 

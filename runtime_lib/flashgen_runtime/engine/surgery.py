@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from flashgen_runtime.config import Quantization
 from flashgen_runtime.engine.experts import is_experts, is_gate_invariant, pack_experts
+from flashgen_runtime.engine.packers import MemoryPacker, Packer
 from flashgen_runtime.engine.replacements import (
     FloatEmbedding,
     GatedMLP,
@@ -29,7 +30,7 @@ from flashgen_runtime.engine.replacements import (
     RotaryTable,
 )
 from flashgen_runtime.kernels.operations import Activation
-from flashgen_runtime.kernels.panels import WeightFormat, pack, pack_fused
+from flashgen_runtime.kernels.panels import WeightFormat
 
 FORMATS = {
     torch.float32: WeightFormat.F32,
@@ -59,7 +60,9 @@ class SurgeryReport:
         return not self.left
 
 
-def operate(model: Any, *, dtype: torch.dtype, quantization: Quantization | None) -> SurgeryReport:
+def operate(
+    model: Any, *, dtype: torch.dtype, quantization: Quantization | None, packer: Packer | None = None
+) -> SurgeryReport:
     """Replaces what it can in a model of transformers; the rest becomes float32.
 
     Each module's own weights are freed as it is replaced: the peak is the model and one module.
@@ -68,8 +71,9 @@ def operate(model: Any, *, dtype: torch.dtype, quantization: Quantization | None
         model: a model with a head for text, on the CPU.
         dtype: of the weights that are not quantised.
         quantization: format of all linear layers, except that the head is never below int8.
+        packer: gives the packed layers; `None` makes them.
     """
-    surgeon = _Surgeon(model, dtype, quantization)
+    surgeon = _Surgeon(model, dtype, quantization, packer or MemoryPacker())
     surgeon.operate(model)
     model.float()
     surgeon.report.left.update(_left_to_torch(model))
@@ -81,12 +85,13 @@ def operate(model: Any, *, dtype: torch.dtype, quantization: Quantization | None
 class _Surgeon:
     """Walks a model once."""
 
-    def __init__(self, model: Any, dtype: torch.dtype, quantization: Quantization | None) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype, quantization: Quantization | None, packer: Packer) -> None:
         self.report = SurgeryReport()
         quantized = None if quantization is None else WeightFormat[quantization.upper()]
         self._format = FORMATS[dtype] if quantized is None else quantized
         # Rounding the head to 4 bits would cost the most and save the least.
         self._head_format = WeightFormat.INT8 if quantized is WeightFormat.INT4 else self._format
+        self._packer = packer
         self._head = model.get_output_embeddings()
         # Comparing takes a float32 copy of the layer, so one of each class is enough.
         self._is_gated_mlp: dict[type[nn.Module], bool] = {}
@@ -100,7 +105,7 @@ class _Surgeon:
                 continue
             self.operate(child)
             if is_experts(child):
-                pack_experts(child, self._format)
+                pack_experts(child, self._format, self._packer)
                 self.report.replaced[type(child).__name__] += 1
             elif is_router(child):
                 _pack_router(child)
@@ -122,7 +127,8 @@ class _Surgeon:
             return None
         weight = module.weight.detach()
         weight_format = self._head_format if module is self._head else self._format
-        return PackedLinear(pack(weight.T if isinstance(module, Conv1D) else weight, weight_format, bias=module.bias))
+        rows = weight.T if isinstance(module, Conv1D) else weight
+        return PackedLinear(self._packer.pack([rows], weight_format, biases=[module.bias]))
 
     def _gated_mlp(self, module: nn.Module) -> GatedMLP | None:
         children = dict(module.named_children())
@@ -134,7 +140,7 @@ class _Surgeon:
             return None
         if type(module) not in self._is_gated_mlp:
             self._is_gated_mlp[type(module)] = _is_gated_mlp(module, activation.kind)
-        return _fuse(linears, activation.kind, self._format) if self._is_gated_mlp[type(module)] else None
+        return _fuse(linears, activation.kind, self._format, self._packer) if self._is_gated_mlp[type(module)] else None
 
 
 def is_router(module: nn.Module) -> bool:
@@ -207,15 +213,15 @@ def _is_gated_mlp(module: nn.Module, kind: Activation) -> bool:
     small = copy(module)
     linears = {"gate_proj": nn.Linear(8, 16), "up_proj": nn.Linear(8, 16), "down_proj": nn.Linear(16, 8)}
     small._modules = {**module._modules, **linears}
-    return _recognise(small, [_fuse(linears, kind, WeightFormat.F32)], _random(3, 8)) is not None
+    return _recognise(small, [_fuse(linears, kind, WeightFormat.F32, MemoryPacker())], _random(3, 8)) is not None
 
 
-def _fuse(linears: dict[str, nn.Linear], kind: Activation, weight_format: WeightFormat) -> GatedMLP:
+def _fuse(linears: dict[str, nn.Linear], kind: Activation, weight_format: WeightFormat, packer: Packer) -> GatedMLP:
     gate, up, down = (linears[name] for name in ("gate_proj", "up_proj", "down_proj"))
     weights = [gate.weight.detach(), up.weight.detach()]
     return GatedMLP(
-        pack_fused(weights, weight_format, biases=[gate.bias, up.bias]),
-        pack(down.weight.detach(), weight_format, bias=down.bias),
+        packer.pack(weights, weight_format, biases=[gate.bias, up.bias]),
+        packer.pack([down.weight.detach()], weight_format, biases=[down.bias]),
         kind,
     )
 

@@ -8,10 +8,11 @@ import torch
 HUGE_PAGE_BYTES = 2 << 20
 
 
-def empty_bytes(count: int) -> torch.Tensor:
-    """[count], uint8, aligned to 64 bytes at least; of small sizes, which share no huge page, as torch gives them."""
+def zero_bytes(count: int) -> torch.Tensor:
+    """[count], uint8, zeros, aligned to 64 bytes at least. Large ones take no memory until they are written to."""
     if count < HUGE_PAGE_BYTES:
-        return torch.empty(count, dtype=torch.uint8)
+        # They share no huge page.
+        return torch.zeros(count, dtype=torch.uint8)
     memory = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     # A system without huge pages says no; then these are pages like others.
     with contextlib.suppress(OSError, AttributeError):

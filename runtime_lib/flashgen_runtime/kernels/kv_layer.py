@@ -1,12 +1,14 @@
 """Keys and values of one attention layer in the layout of the kernels, `sources/kv_cache.h`."""
 
 import ctypes
+import math
 from collections.abc import Sequence
 from enum import Enum
 from functools import cached_property
 
 import torch
 
+from flashgen_runtime.kernels.huge_pages import zero_bytes
 from flashgen_runtime.kernels.library import CKVLayer, address, library
 
 # Tokens of one tile.
@@ -63,7 +65,11 @@ class KVLayer:
 
         def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
             num_tiles = -(-num_blocks * block_size // TILE_SIZE)
-            return torch.zeros(num_tiles, num_kv_heads, *shape, dtype=dtype, device=device)
+            sizes = (num_tiles, num_kv_heads, *shape)
+            if torch.device(device).type != "cpu":
+                return torch.zeros(sizes, dtype=dtype, device=device)
+            # Blocks that no request has reached take no memory.
+            return zero_bytes(math.prod(sizes) * dtype.itemsize).view(dtype).view(sizes)
 
         # bfloat16: two neighbours along the sum, of a key's values or of tokens, stand side by side.
         is_paired = format is KVFormat.BF16

@@ -13,7 +13,7 @@ from enum import IntEnum
 
 import torch
 
-from flashgen_runtime.kernels.huge_pages import empty_bytes
+from flashgen_runtime.kernels.huge_pages import zero_bytes
 from flashgen_runtime.kernels.library import CLinear, address, library, rounds_to_bf16
 from flashgen_runtime.kernels.linear_twin import (
     Rounded,
@@ -65,7 +65,7 @@ _FORMATS = {dtype: weight_format for weight_format, dtype in _DTYPES.items()}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Panels:
-    """The weights of one linear layer. Immutable; made by `pack`, `pack_fused` or `in_place`."""
+    """The weights of one linear layer. Immutable; made by `pack`, `pack_fused` or `in_place`, or from a file."""
 
     format: WeightFormat
     in_features: int
@@ -147,6 +147,34 @@ def pack_fused(
         pairs = zip(weights, biases, strict=True)
         bias = torch.cat([weight.new_zeros(len(weight)) if each is None else each for weight, each in pairs])
     return pack(torch.cat(list(weights)), weight_format, bias=bias, group_size=group_size)
+
+
+def panels_without_data(
+    weight_format: WeightFormat,
+    in_features: int,
+    out_features: int,
+    *,
+    has_bias: bool = False,
+    group_size: int = GROUP_SIZE,
+) -> Panels:
+    """What `pack` would make, its tensors on the meta device: they have a dtype and a shape, and no values."""
+    kernels = library()
+    assert kernels is not None, "without kernels nobody reads panels"
+    group_size = group_size if weight_format is WeightFormat.INT4 else 0
+    shape = (weight_format, in_features, out_features, group_size)
+
+    def empty(count: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(count, dtype=dtype, device="meta")
+
+    return Panels(
+        format=weight_format,
+        in_features=in_features,
+        out_features=out_features,
+        group_size=group_size,
+        data=empty(kernels.linear_panel_bytes(*shape), torch.uint8),
+        scales=empty(kernels.linear_num_scales(*shape), torch.float32) if weight_format.is_quantized else None,
+        bias=empty(out_features, torch.float32) if has_bias else None,
+    )
 
 
 def in_place(weight: torch.Tensor, *, bias: torch.Tensor | None = None, deterministic: bool = True) -> Panels:
@@ -246,7 +274,7 @@ def _pack_panels(
 
     out_features, in_features = weight.shape
     shape = (weight_format, in_features, out_features, group_size)
-    data = empty_bytes(kernels.linear_panel_bytes(*shape))
+    data = zero_bytes(kernels.linear_panel_bytes(*shape))
     scales = torch.empty(kernels.linear_num_scales(*shape)) if weight_format.is_quantized else None
     kernels.linear_pack(
         weight_format,

@@ -10,7 +10,7 @@ the other on their torch twins.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import Array, addressof, byref, sizeof
 from dataclasses import dataclass
 from time import perf_counter
@@ -90,16 +90,22 @@ class Program:
         """[max_tokens, size], float32, uninitialised: rows that no batch reaches never become memory."""
         return torch.empty(self._max_tokens, size)
 
-    def run(self, batch: ProgramBatch) -> None:
-        """Does all operations in order."""
+    @property
+    def num_ops(self) -> int:
+        """Operations so far."""
+        return len(self._ops)
+
+    def run(self, batch: ProgramBatch, first: int = 0, last: int | None = None) -> None:
+        """Does the operations `first` : `last` in order, all of them by default."""
         assert len(batch.input_ids) <= self._max_tokens, "the scheduler's budget is the program's"
         if (kernels := library()) is None:
-            for op in self._ops:
+            for op in self._ops[first:last]:
                 _run_twin(op, batch)
             return
         if len(self._structs) != len(self._ops):
             self._structs = (COp * len(self._ops))(*(op.struct for op in self._ops))
-        kernels.program_run(self._structs, len(self._ops), byref(batch.c_struct))
+        count = (len(self._ops) if last is None else last) - first
+        kernels.program_run(addressof(self._structs) + first * sizeof(COp), count, byref(batch.c_struct))
 
     def profile(self, batch: ProgramBatch) -> dict[str, float]:
         """As `run`, one operation at a time: seconds that each kind of operation takes, by its name."""
@@ -172,6 +178,17 @@ class Program:
 
         fields = {"is_added": is_added, "weight": addressof(panels.c_struct())}
         return self._add(name, OpKind.LINEAR, x, Rows(out, x.is_sampled), twin, kept=(panels,), **fields)
+
+    def linears(
+        self, x: Rows, layers: Sequence[Panels], *, out: torch.Tensor, is_added: bool = False, name: str = "linear"
+    ) -> Rows:
+        """As `linear` for several layers of the same input: their outputs follow one another in `out`."""
+        first = 0
+        for panels in layers:
+            part = out[:, first : first + panels.out_features]
+            self.linear(x, panels, out=part, is_added=is_added, name=name)
+            first += panels.out_features
+        return Rows(out, x.is_sampled)
 
     def rope_angles(self, frequencies: torch.Tensor, *, factor: float = 1.0) -> Rows:
         """As `operations.rope_angles`, for the positions of the batch."""

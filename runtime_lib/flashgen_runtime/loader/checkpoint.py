@@ -1,12 +1,13 @@
 """Finds a checkpoint and reads what lies beside its weights. Neither torch nor transformers."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flashgen_runtime.config import FolderSource, HubSource
-from flashgen_runtime.errors import DownloadError, WeightsError
+from flashgen_runtime.config import FolderSource
+from flashgen_runtime.errors import WeightsError
+from flashgen_runtime.loader.foreign_formats import foreign_problem
 from flashgen_runtime.loader.safetensors_header import SafetensorsHeader, read_header
 from flashgen_runtime.messages import GenerationParams
 
@@ -20,15 +21,8 @@ HUB_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*/con
 ENCODER_TYPES = frozenset({"bert"})
 
 
-def locate(
-    source: HubSource | FolderSource, models_folder: Path, *, download: Callable[..., str] | None = None
-) -> Path:
-    """The folder of a checkpoint, fetched from the hub if need be; raises `WeightsError` or `DownloadError`.
-
-    `download` stands in for `huggingface_hub.snapshot_download`.
-    """
-    if isinstance(source, HubSource):
-        return _fetch(source, download)
+def locate_folder(source: FolderSource, models_folder: Path) -> Path:
+    """The folder of a checkpoint on this machine; raises `WeightsError`."""
     path = models_folder / source.folder
     if not path.is_dir():
         raise WeightsError(path, "no such folder")
@@ -71,6 +65,11 @@ def read_headers(path: Path) -> list[SafetensorsHeader]:
         raise _no_weights(path)
     weight_map = _weight_map(path / INDEX_NAME)
     headers = {name: read_header(path / name) for name in sorted(set(weight_map.values()))}
+    file_of: dict[str, str] = {}
+    for name, header in headers.items():
+        for tensor in header.tensors:
+            if (other := file_of.setdefault(tensor, name)) != name:
+                raise WeightsError(path / name, f"holds tensor `{tensor}`, which `{other}` holds too")
     for tensor, name in weight_map.items():
         if tensor not in headers[name].tensors:
             raise WeightsError(path / INDEX_NAME, f"tensor `{tensor}` is not in `{name}`, as it says")
@@ -132,39 +131,9 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _no_weights(path: Path) -> WeightsError:
-    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
-    if pickled:
-        problem = f"has no safetensors weights, only `{pickled[0]}`: pickled files can run code and are never loaded"
-        return WeightsError(path, problem)
-    return WeightsError(path, f"has neither `{WEIGHTS_NAME}` nor `{INDEX_NAME}`")
-
-
-def _fetch(source: HubSource, download: Callable[..., str] | None) -> Path:
-    """Fetches a repository's files into the hub's cache, or finds them there."""
-    # Deferred: a worker with local models needs none of it.
-    from httpx import HTTPError
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-
-    name = source.repository if source.revision is None else f"{source.repository}@{source.revision}"
-    try:
-        folder = (download or snapshot_download)(
-            source.repository, revision=source.revision, allow_patterns=list(HUB_PATTERNS)
-        )
-    except GatedRepoError as error:
-        raise WeightsError(name, "needs an access token of someone who was granted access (HF_TOKEN)") from error
-    except RevisionNotFoundError as error:
-        raise WeightsError(name, "the hub has the repository, but not this revision") from error
-    except RepositoryNotFoundError as error:
-        raise WeightsError(name, "no such repository on the hub, or it is private (HF_TOKEN)") from error
-    except HFValidationError as error:
-        raise WeightsError(name, f"is no name of a repository: {first_line(error)}") from error
-    except (HTTPError, OSError) as error:
-        problem = f"is not in the local cache and cannot be fetched from the hub: {first_line(error)}"
-        # Without a network on purpose, the next start finds no more than this one.
-        raise (WeightsError if HF_HUB_OFFLINE else DownloadError)(name, problem) from error
-    return Path(folder)
+    config = read_optional_json(path / "config.json")
+    problem = foreign_problem(path, config, is_encoder=is_encoder(config.get("model_type")))
+    return WeightsError(path, problem or f"has neither `{WEIGHTS_NAME}` nor `{INDEX_NAME}`")
 
 
 def first_line(error: Exception) -> str:

@@ -1,5 +1,11 @@
-"""Turns a checkpoint into a model on its device: every header is checked first, every tensor accounted for."""
+"""Turns a checkpoint into a model on its device: every header is checked first, every tensor accounted for.
 
+transformers builds the skeleton, renames, merges, casts, ties and computes what no file holds; the bytes come from our
+reader, in the background, while it does. So what is loaded equals what `from_pretrained` loads.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,21 +18,40 @@ from flashgen_runtime.errors import WeightsError
 from flashgen_runtime.loader.base import LoadedModel
 from flashgen_runtime.loader.checkpoint import first_line, is_encoder, read_headers, read_json
 from flashgen_runtime.loader.device import check_device
+from flashgen_runtime.loader.memory import DEFAULT_THREADS
+from flashgen_runtime.loader.opening import open_weights
 from flashgen_runtime.loader.quiet import quiet_transformers
+from flashgen_runtime.loader.reader import OpenFile, in_file_order
 from flashgen_runtime.loader.safetensors_header import SafetensorsHeader
+from flashgen_runtime.loader.stream import WeightStream, stream
 from flashgen_runtime.loader.tensors import name_tensors
+from flashgen_runtime.logs import fields
+
+log = logging.getLogger(__name__)
 
 # What checkpoints of encoders carry beside the encoder: heads of their training.
 ENCODER_HEADS = ("pooler.", "bert.pooler.", "cls.")
 
 
-def load_model(path: Path, *, dtype: DType, device: str) -> LoadedModel:
+def load_model(
+    path: Path,
+    *,
+    dtype: DType,
+    device: str,
+    open_file: Callable[[Path], OpenFile] = open_weights,
+    threads: int = DEFAULT_THREADS,
+) -> LoadedModel:
     """Loads a checkpoint with transformers' own class for it; never runs its code, never unpickles.
+
+    On a processor the weights lie where the files were read to or mapped; memory beside that is taken for tensors that
+    are cast or merged. Each tensor's memory is given back with it.
 
     Args:
         path: the checkpoint's folder.
         dtype: of the weights; "auto" keeps the checkpoint's own.
         device: "cpu", "cuda" or "cuda:N".
+        open_file: how files are opened; by default those of a store are mapped.
+        threads: how many read at a time.
 
     Raises:
         WeightsError: a file is missing, broken or lies, or the tensors are not those of the architecture.
@@ -35,8 +60,9 @@ def load_model(path: Path, *, dtype: DType, device: str) -> LoadedModel:
     check_device(DeviceRequirements(gpus=0, gpu_memory_bytes=None, gpu_cuda_capability=None), device)
     headers = read_headers(path)
     config = read_config(path)
-    with quiet_transformers():
-        module = _materialize(path, config, dtype=dtype, headers=headers)
+    files = [open_file(header.path) for header in headers]
+    with quiet_transformers(), stream(files, threads=threads) as arriving:
+        module = _materialize(path, config, dtype=dtype, headers=headers, arriving=arriving)
     module = module.to(device).eval().requires_grad_(requires_grad=False)
     return LoadedModel(
         module=module,
@@ -63,27 +89,117 @@ def read_config(path: Path) -> Any:
         raise WeightsError(file, f"transformers does not take it: {first_line(error)}") from error
 
 
-def _materialize(path: Path, config: Any, *, dtype: DType, headers: list[SafetensorsHeader]) -> Any:
+def _materialize(
+    path: Path,
+    config: Any,
+    *,
+    dtype: DType,
+    headers: list[SafetensorsHeader],
+    arriving: WeightStream[OpenFile],
+) -> Any:
     """The model with all weights from the checkpoint, none invented and none left over."""
-    # `Any`: the annotations do not know that `output_loading_info` makes it return two things.
-    auto_class: Any = _auto_class(config)
+    auto_class = _auto_class(config)
+    options: dict[str, Any] = {
+        "config": config,
+        "dtype": dtype,
+        "ignore_mismatched_sizes": True,  # reported below by name
+        "output_loading_info": True,
+        **({"add_pooling_layer": False} if is_encoder(config.model_type) else {}),
+    }
+    reason = _not_ours(path, config, auto_class)
     try:
-        module, info = auto_class.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # reported below by name
-            output_loading_info=True,
-            **({"add_pooling_layer": False} if is_encoder(config.model_type) else {}),
-        )
+        if reason:
+            log.info("transformers reads the weights", extra=fields(checkpoint=str(path), reason=reason))
+            module, info = _read_by_transformers(path, auto_class, options)
+        else:
+            module, info = _read_by_us(path, auto_class, options, arriving)
+    except WeightsError:
+        raise
     # Model classes raise whatever their constructors raise for a configuration that makes no sense.
     except Exception as error:
         raise WeightsError(path / "config.json", f"the model cannot be built: {first_line(error)}") from error
     _check_tensors(path, info, headers=headers, ignored=ENCODER_HEADS if is_encoder(config.model_type) else ())
     return module
+
+
+class _ArrivingTensor:
+    """Stands for a tensor that may not be there yet; transformers asks for its dtype, then for all of it."""
+
+    def __init__(self, file: OpenFile, name: str, arriving: WeightStream[OpenFile]) -> None:
+        self._file = file
+        self._name = name
+        self._arriving = arriving
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._file.dtype(self._name)
+
+    def is_floating_point(self) -> bool:
+        return self.dtype.is_floating_point
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        self._arriving.wait_for(self._file, self._file.range_of(self._name)[1])
+        return self._file.take(self._name)[index]
+
+
+def _read_by_us(
+    path: Path, auto_class: Any, options: Mapping[str, Any], arriving: WeightStream[OpenFile]
+) -> tuple[Any, dict[str, Any]]:
+    tensors = {
+        name: _ArrivingTensor(file, name, arriving) for file in arriving.files for name in in_file_order(file.header)
+    }
+    arriving.start()
+    # Imported while bytes arrive.
+    model_class = _model_class(options["config"], auto_class)
+    module, info = model_class.from_pretrained(None, state_dict=tensors, **options)
+    # Whatever became of an error in transformers' threads.
+    arriving.wait()
+    module.config.name_or_path = str(path)
+    if module.can_generate():
+        module.adjust_generation_fn(
+            None,
+            from_auto_class=True,
+            from_pipeline=None,
+            pretrained_model_name_or_path=path,
+            cache_dir=None,
+            force_download=False,
+            proxies=None,
+            local_files_only=True,
+            token=None,
+            revision=None,
+            subfolder="",
+            trust_remote_code=False,
+        )
+    return module, info
+
+
+def _read_by_transformers(path: Path, auto_class: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    module, info = auto_class.from_pretrained(
+        path, use_safetensors=True, local_files_only=True, trust_remote_code=False, **options
+    )
+    return module, info
+
+
+def _not_ours(path: Path, config: Any, auto_class: Any) -> str:
+    """Why `from_pretrained` would do more than fill a class with the tensors of these files; empty if it would not."""
+    if type(config) not in auto_class._model_mapping:
+        return "no class of transformers' own"
+    if "text_config" in config.sub_configs:
+        return "a part of a model with several parts"
+    if getattr(config, "extra_files", ()) or getattr(config, "transformers_weights", None):
+        return "weights in files of other names"
+    if (path / "adapter_config.json").exists():
+        return "an adapter"
+    return ""
+
+
+def _model_class(config: Any, auto_class: Any) -> Any:
+    """As the auto class chooses."""
+    found = auto_class._model_mapping[type(config)]
+    if not isinstance(found, list | tuple):
+        return found
+    named = {each.__name__: each for each in found}
+    return next((named[name] for name in config.architectures or () if name in named), found[0])
 
 
 def _auto_class(config: Any) -> Any:

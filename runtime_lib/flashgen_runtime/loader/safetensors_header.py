@@ -122,7 +122,9 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if key in fields:
             raise ValueError(f"the key {key!r} stands there twice")
         # Raises UnicodeEncodeError, a ValueError, for a surrogate without its other half.
-        key.encode("utf-8")
+        for text in (key, value):
+            if isinstance(text, str):
+                text.encode("utf-8")
         fields[key] = value
     return fields
 

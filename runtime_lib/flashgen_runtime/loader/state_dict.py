@@ -1,39 +1,31 @@
 """`save_dict` and `load_dict`: tensors to a safetensors file and back, bit for bit.
 
-The file is laid out for fast loading and any reader of the format takes it: the data begins at a multiple of 4096
-bytes (the header is padded with spaces, as the format allows) and every tensor at a multiple of 256, those whose size
-is no such multiple standing last, since the format knows no gaps. Checksums and aliases are in its metadata.
+The file is laid out for fast loading (`aligned_file`) and any reader of the format takes it. Checksums and aliases are
+in its metadata.
 """
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TypeVar
 
 import torch
 
 from flashgen_runtime.errors import WeightsError
-from flashgen_runtime.loader.reader import DTYPES, map_store_file, read_into_arena
+from flashgen_runtime.loader.aligned_file import CHECKSUM_KEY, LAYOUT, LAYOUT_KEY, Write, write_aligned
+from flashgen_runtime.loader.checkpoint import read_headers
+from flashgen_runtime.loader.cuda import open_on_card
+from flashgen_runtime.loader.memory import DEFAULT_THREADS
+from flashgen_runtime.loader.opening import Mode, open_weights
+from flashgen_runtime.loader.reader import DTYPES, HostFile, OpenFile
+from flashgen_runtime.loader.stream import stream
 
-LAYOUT_KEY = "flashgen.layout"
-LAYOUT = "aligned-1"
 ALIASES_KEY = "flashgen.aliases"
-CHECKSUM_KEY = "flashgen.sha256"
-
-DATA_ALIGNMENT = 4096
-TENSOR_ALIGNMENT = 256
-
-# Tensors are written in pieces, so that one that is strided or on a card costs little memory.
-PIECE_BYTES = 64 << 20
 
 DeviceMap = str | torch.device | Mapping[str, str | torch.device]
-Mode = Literal["arena", "map"]
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES = frozenset(DTYPES.values())
 
 
 def save_dict(state_dict: Mapping[str, torch.Tensor], path: str | Path) -> None:
@@ -50,50 +42,75 @@ def save_dict(state_dict: Mapping[str, torch.Tensor], path: str | Path) -> None:
     stored = {name: tensor for name, tensor in state_dict.items() if name not in aliases}
     for name, tensor in stored.items():
         _check_storable(path, name, tensor)
-    ordered = sorted(stored, key=lambda name: stored[name].nbytes % TENSOR_ALIGNMENT != 0)
-    metadata = {"format": "pt", LAYOUT_KEY: LAYOUT, ALIASES_KEY: json.dumps(aliases), CHECKSUM_KEY: "0" * 64}
-    size = sum(tensor.nbytes for tensor in stored.values())
-    try:
-        with _appearing_whole(path) as descriptor:
-            header = _header(stored, ordered, metadata)
-            if size:
-                os.posix_fallocate(descriptor, 0, len(header) + size)
-            os.lseek(descriptor, len(header), os.SEEK_SET)
-            digest = hashlib.sha256()
-            for name in ordered:
-                for piece in _pieces(stored[name]):
-                    digest.update(piece)
-                    _write_all(descriptor, piece)
-            os.pwrite(descriptor, _header(stored, ordered, metadata | {CHECKSUM_KEY: digest.hexdigest()}), 0)
-    except OSError as error:
-        raise WeightsError(path, f"cannot be written: {error.strerror or error}") from error
+
+    def give(write: Write) -> None:
+        for name, tensor in stored.items():
+            write(name, tensor)
+
+    metadata = {"format": "pt", LAYOUT_KEY: LAYOUT, ALIASES_KEY: json.dumps(aliases)}
+    write_aligned(path, stored, metadata, give)
 
 
 def load_dict(
-    path: str | Path, device_map: DeviceMap = "cpu", *, mode: Mode = "arena", verify: bool = False
+    path: str | Path,
+    device_map: DeviceMap = "cpu",
+    *,
+    mode: Mode = "auto",
+    verify: bool = False,
+    threads: int = DEFAULT_THREADS,
 ) -> dict[str, torch.Tensor]:
-    """Reads all tensors of one safetensors file, whoever wrote it.
+    """Reads all tensors of a safetensors file, or of a checkpoint's folder, whoever wrote it.
+
+    On a processor the tensors lie where the file was read to, or in the page cache: beside them no memory is taken, but
+    for tensors that do not lie on a multiple of their item's size, which are copied. Their memory is given back with
+    the last of them. For a card, `cuda` says what it takes.
 
     Args:
-        path: the file.
+        path: a file, or a folder with `model.safetensors` or an index of several files.
         device_map: one device, or devices by the beginnings of tensors' names; the longest beginning wins, and "" is
             the default of the rest.
-        mode: "arena" reads into private memory; "map" shares the page cache, for files that nobody ever changes.
-        verify: whether the data is compared with the checksum that `save_dict` wrote.
+        mode: "arena" reads into private memory; "map" shares the page cache, for files that nobody ever changes; "auto"
+            maps files of the store.
+        verify: whether data is compared with the checksum that `save_dict` wrote.
+        threads: how many read at a time.
 
     Raises:
-        WeightsError: the file is broken, changes meanwhile, or fails its checksum.
+        WeightsError: a file is broken or missing, changes meanwhile, or fails its checksum.
     """
     path = Path(path)
-    file = map_store_file(path) if mode == "map" else read_into_arena(path)
-    if verify:
-        _verify(path, file.header.metadata, file.region.buffer(file.header.data_start, path.stat().st_size))
-    tensors = {name: tensor.to(_device_of(path, name, device_map)) for name, tensor in file.tensors().items()}
-    for alias, name in _stored_aliases(path, file.header.metadata).items():
-        if name not in tensors or alias in tensors:
-            raise WeightsError(path, f"its metadata names tensor `{alias}` as another name of `{name}`")
-        tensors[alias] = tensors[name]
-    return tensors
+    paths = [header.path for header in read_headers(path)] if path.is_dir() else [path]
+    device = torch.device(device_map) if isinstance(device_map, str | torch.device) else None
+    if device is not None and device.type == "cuda" and not verify:
+        on_card = open_on_card(paths, device)
+        with stream(on_card, threads=threads).start() as arriving:
+            arriving.wait()
+        return _with_aliases(on_card, lambda file: file.tensors())
+    files = [open_weights(each, mode) for each in paths]
+    with stream(files, threads=threads).start() as arriving_here:
+        arriving_here.wait()
+    for each in files:
+        if verify:
+            _verify(each)
+    return _with_aliases(files, lambda file: _placed(file, device_map))
+
+
+F = TypeVar("F", bound=OpenFile)
+
+
+def _with_aliases(files: Sequence[F], tensors_of: Callable[[F], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for file in files:
+        tensors = tensors_of(file)
+        for alias, name in _stored_aliases(file.path, file.header.metadata).items():
+            if name not in tensors or alias in tensors:
+                raise WeightsError(file.path, f"its metadata names tensor `{alias}` as another name of `{name}`")
+            tensors[alias] = tensors[name]
+        found.update(tensors)
+    return found
+
+
+def _placed(file: OpenFile, device_map: DeviceMap) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(_device_of(file.path, name, device_map)) for name, tensor in file.tensors().items()}
 
 
 def _aliases(state_dict: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -117,70 +134,13 @@ def _check_storable(path: Path, name: str, tensor: torch.Tensor) -> None:
         raise WeightsError(path, f"tensor `{name}` has the dtype {tensor.dtype}, which safetensors does not have")
 
 
-def _header(stored: Mapping[str, torch.Tensor], ordered: list[str], metadata: dict[str, str]) -> bytes:
-    """Length and JSON, padded with spaces so that the data begins aligned."""
-    fields: dict[str, object] = {"__metadata__": metadata}
-    offset = 0
-    for name in ordered:
-        tensor = stored[name]
-        end = offset + tensor.nbytes
-        fields[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
-    padded = -(-(8 + len(text)) // DATA_ALIGNMENT) * DATA_ALIGNMENT - 8
-    return padded.to_bytes(8, "little") + text.ljust(padded)
-
-
-def _pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
-    """A tensor's values in row-major order, as bytes on the host."""
-    if tensor.nbytes <= PIECE_BYTES or tensor.dim() == 0 or tensor.shape[0] == 1:
-        if tensor.numel():
-            plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-            # A tensor of one item may keep any stride.
-            flat = plain.as_strided((plain.numel(),), (1,))
-            yield flat.view(torch.uint8).numpy().data
-        return
-    rows = max(1, PIECE_BYTES * tensor.shape[0] // tensor.nbytes)
-    for part in torch.split(tensor, rows):
-        yield from _pieces(part)
-
-
-def _write_all(descriptor: int, piece: memoryview) -> None:
-    while piece:
-        piece = piece[os.write(descriptor, piece) :]
-
-
-@contextlib.contextmanager
-def _appearing_whole(path: Path) -> Iterator[int]:
-    """A descriptor of a file that gets its name when the block ends well, and vanishes otherwise."""
-    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        try:
-            yield descriptor
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(part).chmod(0o666 & ~umask)
-        Path(part).replace(path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _verify(path: Path, metadata: Mapping[str, str], data: memoryview) -> None:
-    expected = metadata.get(CHECKSUM_KEY)
+def _verify(file: HostFile) -> None:
+    expected = file.header.metadata.get(CHECKSUM_KEY)
     if expected is None:
-        raise WeightsError(path, "has no checksum to verify; `save_dict` writes one")
-    found = hashlib.sha256(data).hexdigest()
+        raise WeightsError(file.path, "has no checksum to verify; `save_dict` writes one")
+    found = hashlib.sha256(file.region.buffer(file.data_start, file.size)).hexdigest()
     if found != expected:
-        raise WeightsError(path, f"is damaged: its data has the SHA-256 {found}, its header says {expected}")
+        raise WeightsError(file.path, f"is damaged: its data has the SHA-256 {found}, its header says {expected}")
 
 
 def _stored_aliases(path: Path, metadata: Mapping[str, str]) -> dict[str, str]:

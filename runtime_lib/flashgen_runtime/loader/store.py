@@ -1,71 +1,75 @@
 """The store: checkpoints on this machine's disk, complete or not there, never changed once they are.
 
     <root>/models/<name>/           one checkpoint as pulled, files read-only, beside `flashgen-manifest.json`
+    <root>/prepared/<name>/         the same weights as kernels want them (see `loader.prepared`)
     <root>/partial/<name>/          a pull that has not finished; the next one goes on there
-    <root>/locks/<name>             held while a model is pulled or removed
+    <root>/locks/<name>             held while a model is pulled or removed; `prepared-<name>` while it is prepared
 
 A model exists when its folder stands below `models`: that folder gets its name in one step, after every file is
 complete, checked and on the disk. So whatever kills a pull, nothing ever looks complete that is not.
 """
 
 import contextlib
-import fcntl
 import hashlib
+import logging
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
-from flashgen_runtime.errors import ServingError, WeightsError
+from flashgen_runtime.errors import DiskFullError, DownloadError, WeightsError
 from flashgen_runtime.loader.checkpoint import read_headers
+from flashgen_runtime.loader.fetch import (
+    READ_BYTES,
+    StoreError,
+    UnwritableStoreError,
+    fetch_files,
+    sha256_of,
+    sync,
+    writing_error,
+)
+from flashgen_runtime.loader.hub_source import cached_repository, is_offline
+from flashgen_runtime.loader.locks import locked, try_locked
+from flashgen_runtime.loader.manifest import MANIFEST_NAME, Manifest, StoredFile, StoredModel, read_manifest
+from flashgen_runtime.loader.remote_files import Progress, RemoteFile, Source, total_bytes
 from flashgen_runtime.loader.safetensors_header import read_header
-from flashgen_runtime.loader.sources import Progress, RemoteFile, Source, canonical_uri, source_of, total_bytes
+from flashgen_runtime.loader.sources import canonical_uri, is_hub_id, source_of
+from flashgen_runtime.logs import fields
 
-MANIFEST_NAME = "flashgen-manifest.json"
-READ_BYTES = 8 << 20
+__all__ = [
+    "MANIFEST_NAME",
+    "READ_BYTES",
+    "Manifest",
+    "Store",
+    "StoreError",
+    "StoredFile",
+    "StoredModel",
+    "UnknownModelError",
+    "UnwritableStoreError",
+    "default_root",
+    "sha256_of",
+    "stored_name",
+]
 
-# Files fetched beside each other; more only fight for the same line.
-FETCH_THREADS = 4
+log = logging.getLogger(__name__)
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
-class StoreError(ServingError):
-    """The store cannot do what was asked: no such model, no room, a name that means several."""
-
-
-class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
-    """One file of a stored checkpoint."""
-
-    name: str
-    size: int
-    sha256: str
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a stored checkpoint is and where it came from."""
-
-    uri: str
-
-    # The hub's commit; empty where the source has none.
-    revision: str
-    pulled: datetime
-    files: list[StoredFile]
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(file.size for file in self.files)
+# Folders that wait for their last file to be removed.
+_GRAVE = ".removed-"
 
 
-class StoredModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A checkpoint that is there."""
+class UnknownModelError(StoreError):
+    """The store has no such model."""
 
-    name: str
-    path: Path
-    manifest: Manifest
+    def __init__(self, wanted: str, known: list[str]) -> None:
+        super().__init__(f"the store has no model `{wanted}`; it has: {', '.join(known) or 'none'}")
+        self.wanted = wanted
+        self.known = known
 
 
 class Store:
@@ -79,27 +83,42 @@ class Store:
         self.root = root
 
     def models(self) -> list[StoredModel]:
-        """All stored models by name."""
-        folders = sorted((self.root / "models").glob(f"*/{MANIFEST_NAME}"))
-        return [self._stored(manifest.parent.name) for manifest in folders]
+        """All stored models by name; one whose manifest is damaged is left out, and a warning names it."""
+        folders = sorted(manifest.parent for manifest in (self.root / "models").glob(f"*/{MANIFEST_NAME}"))
+        models = []
+        for folder in folders:
+            try:
+                models.append(self._stored(folder.name))
+            except WeightsError as error:
+                log.warning("%s", error)
+        return models
 
-    def find(self, uri: str, revision: str | None = None) -> StoredModel | None:
-        """The stored model that was pulled from `uri`, or has this name; of several revisions the newest pull."""
+    def find_all(self, uri: str, revision: str | None = None) -> list[StoredModel]:
+        """The stored models that were pulled from `uri`, or have this name; the newest pull first.
+
+        Args:
+            uri: what they were pulled from, or a name.
+            revision: a commit, or the branch or tag that was asked for.
+        """
         wanted = canonical_uri(uri)
         found = [
             model
             for model in self.models()
             if model.manifest.uri == wanted or model.name == uri
-            if revision in (None, model.manifest.revision)
+            if revision in (None, model.manifest.revision, model.manifest.reference)
         ]
-        return max(found, key=lambda model: model.manifest.pulled, default=None)
+        return sorted(found, key=lambda model: model.manifest.pulled, reverse=True)
+
+    def find(self, uri: str, revision: str | None = None) -> StoredModel | None:
+        """The newest of `find_all`."""
+        return next(iter(self.find_all(uri, revision)), None)
 
     def get(self, uri: str, revision: str | None = None) -> StoredModel:
-        """As `find`; raises `StoreError` if there is none."""
+        """As `find`; raises `UnknownModelError` if there is none."""
         model = self.find(uri, revision)
         if model is None:
-            known = ", ".join(sorted({model.manifest.uri for model in self.models()})) or "none"
-            raise StoreError(f"the store has no model `{uri}`; it has: {known}")
+            wanted = uri if revision is None else f"{uri}@{revision}"
+            raise UnknownModelError(wanted, sorted({model.manifest.uri for model in self.models()}))
         return model
 
     def pull(
@@ -108,136 +127,176 @@ class Store:
         revision: str | None = None,
         *,
         on_start: Callable[[int], None] = lambda _: None,
+        on_wait: Callable[[], None] = lambda: None,
         progress: Progress = lambda _: None,
         source: Source | None = None,
     ) -> StoredModel:
         """Fetches a checkpoint unless it is there; of several pulls of one model one works and the others wait.
 
+        When its source does not answer, the newest pull of it serves, else what the hub's own cache has.
+
         Args:
-            uri: a hub id, a folder, s3://, gs:// or https://.
+            uri: a hub id, a folder, s3://, gs:// or https://, or the name of a model that is there.
             revision: of the hub; `None` is its main branch as it is now.
             on_start: called with the number of bytes before they are fetched.
+            on_wait: called when another process is pulling the model, before waiting for it.
             progress: called with the number of bytes that have arrived; from several threads.
             source: stands in for the one that `uri` means.
 
         Raises:
             WeightsError: no such checkpoint, or its files are not sound.
             DownloadError: it could not be fetched now; another attempt goes on where this one ended.
-            StoreError: the disk has no room.
+            DiskFullError: the disk has no room.
+            UnwritableStoreError: the store cannot be written; a `WeightsError`.
         """
-        source = source or source_of(uri, revision)
-        uri = source.uri
-        name = stored_name(uri, source.revision)
-        with self._locked(name):
-            target = self.root / "models" / name
-            if (target / MANIFEST_NAME).exists():
-                return self._stored(name)
-            files = source.list_files()
-            partial = self.root / "partial" / name
-            partial.mkdir(parents=True, exist_ok=True)
-            self._check_room(uri, partial, total_bytes(files))
-            on_start(total_bytes(files))
-            manifest = Manifest(
-                uri=uri,
-                revision=source.revision,
-                pulled=datetime.now(UTC),
-                files=self._fetch_all(uri, source, files, partial, progress),
-            )
-            _check_weights(partial)
-            _finish(partial, manifest)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial.replace(target)
-            _sync(target.parent)
+        if source is None:
+            found = self._source_or_model(uri, revision)
+            if isinstance(found, StoredModel):
+                return found
+            source = found
+        name = stored_name(source.uri, source.revision)
+        # Without the lock, which cannot be taken in a store that may only be read.
+        if not self._has(name):
+            try:
+                with locked(self._lock(name), on_wait):
+                    if not self._has(name):
+                        self._fetch(source, name, reference=_reference(revision), on_start=on_start, progress=progress)
+            except OSError as error:
+                raise writing_error(source.uri, self.root, error) from error
         return self._stored(name)
 
-    def verify(self, model: StoredModel, *, progress: Progress = lambda _: None) -> None:
-        """Reads every file and compares it with the manifest; raises `WeightsError` for the first that differs."""
+    def damaged_files(self, model: StoredModel, *, progress: Progress = lambda _: None) -> Iterator[WeightsError]:
+        """Reads every file and compares it with the manifest; gives an error for each that differs."""
         for file in model.manifest.files:
             path = model.path / file.name
             if not path.is_file():
-                raise WeightsError(path, "is missing from the store; pull the model again")
-            if path.stat().st_size != file.size or sha256_of(path, progress) != file.sha256:
-                raise WeightsError(path, "is not what was pulled; remove the model and pull it again")
+                yield WeightsError(path, "is missing from the store; remove the model and pull it again")
+            elif path.stat().st_size != file.size or sha256_of(path, progress) != file.sha256:
+                yield WeightsError(path, "is not what was pulled; remove the model and pull it again")
 
-    def remove(self, model: StoredModel) -> None:
-        """Takes a model out of the store; processes that have mapped it keep what they have mapped."""
-        with self._locked(model.name):
-            # In one step out of sight, then file by file.
-            grave = self.root / "partial" / f".removed-{model.name}-{os.getpid()}"
-            grave.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                model.path.replace(grave)
-            shutil.rmtree(grave, ignore_errors=True)
+    def verify(self, model: StoredModel, *, progress: Progress = lambda _: None) -> None:
+        """As `damaged_files`; raises the first one."""
+        for error in self.damaged_files(model, progress=progress):
+            raise error
+
+    def prepared_files(self, model: StoredModel) -> list[Path]:
+        """What was prepared from a model."""
+        return sorted((self.root / "prepared" / model.name).glob("*.safetensors"))
+
+    def remove(self, model: StoredModel) -> int:
+        """Takes a model and what was prepared from it out of the store; gives the number of bytes.
+
+        Processes that have mapped its files keep what they have mapped.
+        """
+        with locked(self._lock(model.name)):
+            return self._bury(model.path) + self.remove_prepared(model)
+
+    def remove_prepared(self, model: StoredModel) -> int:
+        """Removes what was prepared from a model, when nobody prepares it any more; gives the number of bytes."""
+        with locked(self._lock(f"prepared-{model.name}")):
+            return self._bury(self.root / "prepared" / model.name)
 
     def clean_up(self) -> int:
         """Removes what unfinished pulls have left and nobody works on; gives the number of bytes."""
         freed = 0
         for folder in sorted((self.root / "partial").glob("*")):
-            with self._try_locked(folder.name) as is_ours:
-                if is_ours:
-                    freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-                    shutil.rmtree(folder, ignore_errors=True)
+            if folder.name.startswith(_GRAVE):
+                freed += _remove_tree(folder)
+                continue
+            with try_locked(self._lock(folder.name)) as is_ours:
+                freed += _remove_tree(folder) if is_ours else 0
         return freed
+
+    def _source_or_model(self, uri: str, revision: str | None) -> Source | StoredModel:
+        if "/" not in uri and self._has(uri):
+            return self._stored(uri)
+        if revision is not None and _COMMIT.fullmatch(revision) and (pinned := self.find(uri, revision)):
+            return pinned
+        try:
+            return source_of(uri, revision)
+        except DownloadError as error:
+            return self._without_source(uri, revision, error)
+
+    def _without_source(self, uri: str, revision: str | None, error: DownloadError) -> Source | StoredModel:
+        """What there is when nobody answers; raises if there is nothing."""
+        if stored := self.find(uri, revision):
+            log.warning("%s; taking revision %s, which was pulled before", error, stored.manifest.revision)
+            return stored
+        if not is_hub_id(uri):
+            raise error
+        if cached := cached_repository(uri, revision):
+            log.warning("%s; taking revision %s from the hub's cache", error, cached.revision)
+            return cached
+        if is_offline():
+            # Without a network on purpose, the next attempt finds no more than this one.
+            raise WeightsError(error.name, error.problem) from error
+        raise error
+
+    def _fetch(
+        self, source: Source, name: str, *, reference: str, on_start: Callable[[int], None], progress: Progress
+    ) -> None:
+        """Makes a model of a source; its lock is held."""
+        partial = self.root / "partial" / name
+        partial.mkdir(parents=True, exist_ok=True)
+        present = self._present()
+        self._check_room(source, partial, present)
+        on_start(total_bytes(source.files))
+        about = fields(uri=source.uri, revision=source.revision, bytes=total_bytes(source.files))
+        log.info("pulling a model into the store", extra=about)
+        stored = fetch_files(source, partial, progress=progress, present=present)
+        if source.list_files() != source.files:
+            raise DownloadError(source.uri, "changed while it was fetched; pull it again")
+        _check_weights(partial)
+        manifest = Manifest(
+            uri=source.uri,
+            revision=source.revision,
+            pulled=datetime.now(UTC),
+            files=stored,
+            reference=reference,
+        )
+        _finish(partial, manifest)
+        target = self.root / "models" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.replace(target)
+        sync(target.parent)
+        log.info("pulled a model into the store", extra=about)
+
+    def _present(self) -> dict[str, Path]:
+        """Every file of the store by its digest: files never change, so models may share them."""
+        return {
+            file.sha256: path
+            for model in self.models()
+            for file in model.manifest.files
+            if (path := model.path / file.name).is_file()
+        }
+
+    def _has(self, name: str) -> bool:
+        return (self.root / "models" / name / MANIFEST_NAME).is_file()
 
     def _stored(self, name: str) -> StoredModel:
         path = self.root / "models" / name
-        try:
-            manifest = msgspec.json.decode((path / MANIFEST_NAME).read_bytes(), type=Manifest)
-        except (OSError, msgspec.DecodeError) as error:
-            raise WeightsError(path / MANIFEST_NAME, f"cannot be read: {error}") from error
-        return StoredModel(name=name, path=path, manifest=manifest)
+        return StoredModel(name=name, path=path, manifest=read_manifest(path))
 
-    def _fetch_all(
-        self, uri: str, source: Source, files: list[RemoteFile], folder: Path, progress: Progress
-    ) -> list[StoredFile]:
-        def fetch(file: RemoteFile) -> StoredFile:
-            try:
-                source.fetch(file, folder, progress)
-                return _checked(uri, file, folder)
-            except OSError as error:
-                place = error.filename or folder / file.name
-                raise StoreError(f"{place} cannot be copied: {error.strerror or error}") from error
-
-        with ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="pull") as pool:
-            try:
-                return list(pool.map(fetch, files))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-    def _check_room(self, uri: str, folder: Path, num_bytes: int) -> None:
-        present = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    def _check_room(self, source: Source, folder: Path, present: dict[str, Path]) -> None:
+        files: list[RemoteFile] = [file for file in source.files if file.sha256 not in present]
+        needed = total_bytes(files) - _tree_bytes(folder)
         free = shutil.disk_usage(folder).free
-        if num_bytes - present > free:
-            message = f"`{uri}` takes {num_bytes - present} bytes more, the disk of {self.root} has {free} left"
-            raise StoreError(message)
+        if needed > free:
+            raise DiskFullError(source.uri, self.root, needed=needed, free=free)
 
-    @contextlib.contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        """Waits until nobody else works on the model; the lock ends with the process that holds it."""
-        with self._lock_file(name) as descriptor:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-
-    @contextlib.contextmanager
-    def _try_locked(self, name: str) -> Iterator[bool]:
-        with self._lock_file(name) as descriptor:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-
-    @contextlib.contextmanager
-    def _lock_file(self, name: str) -> Iterator[int]:
-        path = self.root / "locks" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    def _bury(self, folder: Path) -> int:
+        """Removes a folder: in one step out of sight, then file by file."""
+        grave = self.root / "partial" / f"{_GRAVE}{folder.parent.name}-{folder.name}-{os.getpid()}"
+        grave.parent.mkdir(parents=True, exist_ok=True)
         try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
+            folder.replace(grave)
+        except FileNotFoundError:
+            return 0
+        return _remove_tree(grave)
+
+    def _lock(self, name: str) -> Path:
+        """The file that is held while somebody works on a model."""
+        return self.root / "locks" / name
 
 
 def default_root() -> Path:
@@ -255,28 +314,8 @@ def stored_name(uri: str, revision: str) -> str:
     return f"{readable or 'model'}-{digest}"
 
 
-def sha256_of(path: Path, progress: Progress = lambda _: None) -> str:
-    """A file's digest, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(READ_BYTES):
-            digest.update(chunk)
-            progress(len(chunk))
-    return digest.hexdigest()
-
-
-def _checked(uri: str, file: RemoteFile, folder: Path) -> StoredFile:
-    """The file as it was fetched; one that is not what the source promised is thrown away."""
-    path = folder / file.name
-    size, digest = path.stat().st_size, sha256_of(path)
-    if size != file.size:
-        path.unlink()
-        raise WeightsError(f"{uri}/{file.name}", f"arrived damaged: {size} bytes instead of {file.size}; pull it again")
-    if file.sha256 not in (None, digest):
-        path.unlink()
-        problem = f"arrived damaged: its SHA-256 is {digest}, the source says {file.sha256}; pull it again"
-        raise WeightsError(f"{uri}/{file.name}", problem)
-    return StoredFile(name=file.name, size=size, sha256=digest)
+def _reference(revision: str | None) -> str:
+    return "" if revision is None or _COMMIT.fullmatch(revision) else revision
 
 
 def _check_weights(folder: Path) -> None:
@@ -287,8 +326,14 @@ def _check_weights(folder: Path) -> None:
 
 
 def _finish(folder: Path, manifest: Manifest) -> None:
-    """Throws away what is not the checkpoint's, writes the manifest, makes files read-only and safe on the disk."""
+    """Makes files read-only and safe on the disk, throws away what is not the checkpoint's, writes the manifest.
+
+    In this order, so that what is killed while gigabytes go to the disk need not be fetched again.
+    """
     names = {file.name for file in manifest.files}
+    for name in names:
+        (folder / name).chmod(0o444)
+        sync(folder / name)
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_file() and path.relative_to(folder).as_posix() not in names:
             path.unlink()
@@ -296,16 +341,18 @@ def _finish(folder: Path, manifest: Manifest) -> None:
             with contextlib.suppress(OSError):
                 path.rmdir()
     (folder / MANIFEST_NAME).write_bytes(msgspec.json.encode(manifest))
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(0o444)
-        _sync(path)
-    _sync(folder)
+    (folder / MANIFEST_NAME).chmod(0o444)
+    sync(folder / MANIFEST_NAME)
+    for path in (*folder.rglob("*"), folder):
+        if path.is_dir():
+            sync(path)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _tree_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _remove_tree(folder: Path) -> int:
+    num_bytes = _tree_bytes(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    return num_bytes

@@ -11,9 +11,11 @@ import torch
 
 from flashgen_runtime.errors import WeightsError
 from flashgen_runtime.loader.checkpoint import read_headers
+from flashgen_runtime.loader.reader import torch_dtype
 from flashgen_runtime.loader.safetensors_header import SafetensorsHeader, TensorEntry
 
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# What our own models compute with.
+FLOATS = ("F32", "F16", "BF16")
 
 
 class CheckpointTensors:
@@ -23,10 +25,16 @@ class CheckpointTensors:
         """Raises `WeightsError` for a file that is missing or broken."""
         self._path = path
         self._headers = {name: header for header in read_headers(path) for name in header.tensors}
+        self.expected: Collection[str] = ()
 
     @property
     def names(self) -> Collection[str]:
         return self._headers.keys()
+
+    @property
+    def files(self) -> list[Path]:
+        """All files, in the order of their tensors."""
+        return list(dict.fromkeys(header.path for header in self._headers.values()))
 
     def expect(self, shapes: Mapping[str, tuple[int, ...]], *, ignored: Iterable[str] = ()) -> None:
         """Raises `WeightsError` unless there are exactly these tensors, in float32, float16 or bfloat16.
@@ -35,6 +43,7 @@ class CheckpointTensors:
             shapes: of all tensors of the architecture, by name.
             ignored: names that may be there as well.
         """
+        self.expected = shapes.keys()
         if missing := sorted(shapes.keys() - self._headers.keys()):
             raise WeightsError(self._path, f"lacks {name_tensors(missing)}")
         for name, shape in sorted(shapes.items()):
@@ -42,21 +51,30 @@ class CheckpointTensors:
             if entry.shape != shape:
                 problem = f"tensor `{name}` has the shape {list(entry.shape)}, its configuration says {list(shape)}"
                 raise WeightsError(header.path, problem)
-            if entry.dtype not in DTYPES:
-                problem = f"tensor `{name}` has the dtype {entry.dtype}, expected one of {', '.join(DTYPES)}"
+            if entry.dtype not in FLOATS:
+                problem = f"tensor `{name}` has the dtype {entry.dtype}, expected one of {', '.join(FLOATS)}"
                 raise WeightsError(header.path, problem)
         if unexpected := sorted(self._headers.keys() - shapes.keys() - set(ignored)):
             problem = f"holds {name_tensors(unexpected)}, which the architecture does not have"
             raise WeightsError(self._headers[unexpected[0]].path, problem)
 
     def dtype(self, name: str) -> torch.dtype:
-        """A tensor's dtype, one of those that `expect` allows."""
-        return DTYPES[self._find(name)[1].dtype]
+        """A tensor's dtype; raises `WeightsError` for one that torch does not have."""
+        header, entry = self._find(name)
+        return torch_dtype(header.path, name, entry)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's sizes."""
+        return self._find(name)[1].shape
+
+    def file_of(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._find(name)[0].path
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor in memory of its own; raises `WeightsError` if the file has changed since its header was read."""
         header, entry = self._find(name)
-        tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
+        tensor = torch.empty(entry.shape, dtype=torch_dtype(header.path, name, entry))
         target: Any = tensor.flatten().view(torch.uint8).numpy()
         try:
             with header.path.open("rb") as file:

@@ -26,7 +26,7 @@ class TokenBytes:
     """The bytes of tokens of one tokenizer.
 
     Args:
-        tokenizer: transformers' tokenizer.
+        tokenizer: transformers' tokenizer or a `BackendTokenizer`.
     """
 
     def __init__(self, tokenizer: Any) -> None:

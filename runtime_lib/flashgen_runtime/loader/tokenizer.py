@@ -1,16 +1,14 @@
-"""A checkpoint's tokenizer, through transformers."""
+"""A checkpoint's tokenizer: through transformers the first time, from what the store keeps of it afterwards."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from flashgen_runtime.errors import WeightsError
 from flashgen_runtime.loader.checkpoint import first_line
-from flashgen_runtime.loader.quiet import quiet_transformers
 from flashgen_runtime.loader.token_bytes import TokenBytes
+from flashgen_runtime.loader.tokenizer_cache import find_kept, keep
 
 
 class CheckpointTokenizer:
@@ -19,7 +17,7 @@ class CheckpointTokenizer:
     Several threads may use it at once, as long as either all of them truncate or none does.
 
     Args:
-        tokenizer: transformers' tokenizer, also for its chat template.
+        tokenizer: transformers' tokenizer or a `BackendTokenizer`, also for its chat template.
         vocab_size: rows of the model's embedding; the tokenizer may know fewer or more tokens.
     """
 
@@ -57,12 +55,32 @@ class CheckpointTokenizer:
         return self._token_bytes.of(token_id)
 
 
-def load_tokenizer(path: Path, *, vocab_size: int) -> CheckpointTokenizer:
-    """The tokenizer of the checkpoint in `path`; never runs code of the checkpoint. Raises `WeightsError`."""
+def load_tokenizer(path: Path, *, vocab_size: int, store: Path | None = None) -> CheckpointTokenizer:
+    """The tokenizer of the checkpoint in `path`; never runs code of the checkpoint. Raises `WeightsError`.
+
+    Args:
+        path: the checkpoint's folder.
+        vocab_size: rows of the model's embedding.
+        store: the root of a store that keeps it as transformers has loaded it, which saves the next load a second.
+    """
+    kept = find_kept(path, store) if store is not None else None
+    if kept is not None:
+        return CheckpointTokenizer(kept, vocab_size=vocab_size)
+    tokenizer = _load(path)
+    if store is not None:
+        keep(tokenizer, path, store)
+    return CheckpointTokenizer(tokenizer, vocab_size=vocab_size)
+
+
+def _load(path: Path) -> Any:
+    # Deferred: importing transformers takes most of a second, which kept tokenizers do not need.
+    from transformers import AutoTokenizer
+
+    from flashgen_runtime.loader.quiet import quiet_transformers
+
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+            return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     # The tokenizers library raises bare `Exception` for a broken file.
     except Exception as error:
         raise WeightsError(path, f"its tokenizer cannot be loaded: {first_line(error)}") from error
-    return CheckpointTokenizer(tokenizer, vocab_size=vocab_size)

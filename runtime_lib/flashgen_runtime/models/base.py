@@ -21,6 +21,10 @@ class ModelMemory(NamedTuple):
         return sum(self)
 
 
+# Of fakes.
+NO_MEMORY = ModelMemory(0, 0, 0)
+
+
 class ServedModel(Protocol):
     """A model that takes requests and answers them step by step."""
 
@@ -61,6 +65,9 @@ class ServedModel(Protocol):
 
 class Library(Protocol):
     """Where a worker's models come from. Every call blocks, and may run in any thread."""
+
+    def is_on_disk(self, config: ModelConfig) -> bool:
+        """Whether `locate` would find the checkpoint, or what is wrong with it, without fetching anything."""
 
     def locate(self, config: ModelConfig) -> Path:
         """The folder of a model's checkpoint, fetched if need be: takes disk, no memory.

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 from flashgen_runtime.errors import RequestError
 from flashgen_runtime.messages import Embeddings, EmbedRequest, ModelStatus, Reply, WorkRequest
+from flashgen_runtime.models.base import NO_MEMORY, ModelMemory
 
 
 class TextEncoder(Protocol):
@@ -13,6 +14,9 @@ class TextEncoder(Protocol):
 
     def encode(self, sequences: Sequence[Sequence[int]]) -> list[bytes]:
         """One vector for each sequence of token ids, in order, as `messages.Embeddings` carries it."""
+
+    def close(self) -> None:
+        """Gives back all memory; there are no calls afterwards."""
 
 
 class TruncatingTokenizer(Protocol):
@@ -62,6 +66,7 @@ class EmbeddingsModel:
         encoder: runs the model.
         tokenizer: encodes texts; `prepare` calls it from another thread than the engine's.
         max_num_batched_tokens: tokens of one forward pass; a single text that has more runs alone.
+        memory: what the model takes.
         max_wait_seconds: how long a text waits for others to fill its forward pass.
         clock: gives seconds; for tests.
     """
@@ -74,9 +79,11 @@ class EmbeddingsModel:
         tokenizer: TruncatingTokenizer,
         max_num_batched_tokens: int,
         max_wait_seconds: float = 0.0,
+        memory: ModelMemory = NO_MEMORY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._status = status
+        self._memory = memory
         self._encoder = encoder
         self._tokenizer = tokenizer
         self._max_num_batched_tokens = max_num_batched_tokens
@@ -90,6 +97,10 @@ class EmbeddingsModel:
     @property
     def status(self) -> ModelStatus:
         return self._status
+
+    @property
+    def memory(self) -> ModelMemory:
+        return self._memory
 
     @property
     def has_work(self) -> bool:
@@ -134,6 +145,9 @@ class EmbeddingsModel:
 
     def abort(self, request_id: str) -> None:
         self._keep_waiting([text for text in self._waiting if text.request.request_id != request_id])
+
+    def close(self) -> None:
+        self._encoder.close()
 
     def _encode(self, text: str | list[int]) -> list[int]:
         if isinstance(text, str):

@@ -1,74 +1,157 @@
 """Loads a model with everything that serving it takes: one builder for each task."""
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from flashgen_runtime.config import EngineConfig, ModelConfig, Task
+from flashgen_runtime import timings
+from flashgen_runtime.config import EngineConfig, HubSource, ModelConfig, Task
 from flashgen_runtime.engine.causal_model import ModelDescription
 from flashgen_runtime.engine.encoder_paths import load_encoder
+from flashgen_runtime.engine.kv_cache import kv_cache_blocks
 from flashgen_runtime.engine.llm_engine import LLMEngine
+from flashgen_runtime.engine.native_loading import prepared_path
 from flashgen_runtime.engine.paths import load_causal_model, position_limit
+from flashgen_runtime.engine.prepare import recipe_of
 from flashgen_runtime.engine.sampling_params import check_vocab, merge_params
+from flashgen_runtime.engine.sizes import context_limit, token_kv_bytes, weight_bytes, workspace_bytes
 from flashgen_runtime.errors import ConfigError, RequestError, WeightsError
-from flashgen_runtime.loader.checkpoint import is_encoder, locate, read_eos_ids, read_generation_params, read_json
+from flashgen_runtime.loader.access import WeightAccess
+from flashgen_runtime.loader.checkpoint import (
+    is_encoder,
+    locate_folder,
+    read_eos_ids,
+    read_generation_params,
+    read_headers,
+    read_json,
+)
 from flashgen_runtime.loader.sentence_transformers import read_max_seq_length
-from flashgen_runtime.loader.tokenizer import load_tokenizer
+from flashgen_runtime.loader.tokenizer import CheckpointTokenizer, load_tokenizer
+from flashgen_runtime.logs import fields
 from flashgen_runtime.messages import GenerationParams, ModelStatus
-from flashgen_runtime.models.base import ServedModel
+from flashgen_runtime.models.base import ModelMemory, ServedModel
 from flashgen_runtime.models.chat_template import find_chat_template
 from flashgen_runtime.models.embeddings import EmbeddingsModel
 from flashgen_runtime.models.text_generation import TextGenerationModel
+
+log = logging.getLogger(__name__)
 
 # For positions without a limit of their own; the KV cache sets one then.
 UNLIMITED = 1 << 31
 
 
-def load_served_model(config: ModelConfig, engine: EngineConfig, models_folder: Path) -> ServedModel:
-    """Locates, checks and loads a model; raises `WeightsError`, `DownloadError`, `ConfigError` or `DeviceError`."""
-    path = locate(config.source, models_folder)
+def locate_model(config: ModelConfig, access: WeightAccess, models_folder: Path) -> Path:
+    """The folder of a model's checkpoint, pulled into the store if it is one of the hub.
+
+    Raises `WeightsError`, `DownloadError` or `StoreError`.
+    """
+    if isinstance(config.source, HubSource):
+        return access.store.pull(config.source.repository, config.source.revision).path
+    return locate_folder(config.source, models_folder)
+
+
+def measure_model(config: ModelConfig, engine: EngineConfig, path: Path) -> ModelMemory:
+    """What a model will take, from its configuration and headers; raises `WeightsError` or `ConfigError`."""
+    _check_task(path, config.task)
+    counted = weight_bytes(path, dtype=config.dtype, quantization=config.quantization, device=config.device)
+    if config.weight_bytes not in (None, counted):
+        log.warning(
+            "the checkpoint is not the one that the project was built for: build it again",
+            extra=fields(model=config.id, weight_bytes=counted, planned=config.weight_bytes),
+        )
+    per_token = token_kv_bytes(path, dtype=config.dtype, kv_cache_dtype=engine.kv_cache_dtype)
+    block_bytes = per_token * engine.block_size
+    max_context = config.max_context or context_limit(path)
+    num_blocks = kv_cache_blocks(engine, max_context=max_context, block_bytes=block_bytes) if block_bytes else 0
+    return ModelMemory(
+        weight_bytes=counted, kv_cache_bytes=num_blocks * block_bytes, workspace_bytes=workspace_bytes(path, engine)
+    )
+
+
+def weight_files(config: ModelConfig, path: Path, access: WeightAccess) -> tuple[Path, ...]:
+    """The files that loading reads."""
+    recipe = recipe_of(path, dtype=config.dtype, quantization=config.quantization) if config.device == "cpu" else None
+    prepared = prepared_path(recipe, access.store) if recipe is not None else None
+    return (prepared,) if prepared is not None else tuple(header.path for header in read_headers(path))
+
+
+def load_served_model(
+    config: ModelConfig, engine: EngineConfig, path: Path, *, access: WeightAccess | None = None
+) -> ServedModel:
+    """Checks and loads the model whose checkpoint lies in `path`.
+
+    Args:
+        config: the model.
+        engine: limits of batches and memory.
+        path: as `locate_model` gave it.
+        access: where prepared weights lie; `None` packs the checkpoint into private memory.
+
+    Raises `WeightsError`, `ConfigError` or `DeviceError`.
+    """
     try:
         _check_task(path, config.task)
-        return _BUILDERS[config.task](config, engine, path)
+        return _BUILDERS[config.task](config, engine, path, access)
     except PermissionError as error:
         problem = f"may not be read by the user with the id {os.getuid()}"
         raise WeightsError(error.filename or path, problem) from error
 
 
-def _text_generation(config: ModelConfig, engine_config: EngineConfig, path: Path) -> ServedModel:
-    model = load_causal_model(path, config, engine_config)
-    tokenizer = load_tokenizer(path, vocab_size=model.vocab_size)
-    engine = LLMEngine(
-        model,
-        tokenizer,
-        sizes=engine_config,
-        max_context=_max_context(config, position_limit(path, model) or UNLIMITED),
-        eos_ids=read_eos_ids(path),
-    )
-    template, origin = find_chat_template(tokenizer.tokenizer, config.chat_template)
-    return TextGenerationModel(
-        _status(config, model.description, max_context=engine.max_context, chat_template=origin),
-        engine=engine,
-        tokenizer=tokenizer,
-        chat_template=template,
-        sources=_checked(config, model.vocab_size, read_generation_params(path), config.generation_params),
-    )
+def _text_generation(
+    config: ModelConfig, engine_config: EngineConfig, path: Path, access: WeightAccess | None
+) -> ServedModel:
+    with timings.stage("weights"):
+        model = load_causal_model(path, config, engine_config, access=access)
+    try:
+        tokenizer = _tokenizer(path, model.vocab_size, access)
+        engine = LLMEngine(
+            model,
+            tokenizer,
+            sizes=engine_config,
+            max_context=_max_context(config, position_limit(path, model) or UNLIMITED),
+            eos_ids=read_eos_ids(path),
+        )
+        template, origin = find_chat_template(tokenizer.tokenizer, config.chat_template)
+        return TextGenerationModel(
+            _status(config, model.description, max_context=engine.max_context, chat_template=origin),
+            engine=engine,
+            tokenizer=tokenizer,
+            chat_template=template,
+            sources=_checked(config, model.vocab_size, read_generation_params(path), config.generation_params),
+            memory=measure_model(config, engine_config, path),
+        )
+    except BaseException:
+        model.close()
+        raise
 
 
-def _embeddings(config: ModelConfig, engine_config: EngineConfig, path: Path) -> ServedModel:
-    encoder = load_encoder(path, config, engine_config)
-    limit = min(read_max_seq_length(path) or UNLIMITED, encoder.num_positions or UNLIMITED)
-    return EmbeddingsModel(
-        _status(config, encoder.description, max_context=_max_context(config, limit)),
-        encoder=encoder,
-        tokenizer=load_tokenizer(path, vocab_size=encoder.vocab_size),
-        max_num_batched_tokens=engine_config.max_num_batched_tokens,
-        max_wait_seconds=engine_config.max_wait_seconds,
-    )
+def _embeddings(
+    config: ModelConfig, engine_config: EngineConfig, path: Path, access: WeightAccess | None
+) -> ServedModel:
+    with timings.stage("weights"):
+        encoder = load_encoder(path, config, engine_config, access=access)
+    try:
+        limit = min(read_max_seq_length(path) or UNLIMITED, encoder.num_positions or UNLIMITED)
+        return EmbeddingsModel(
+            _status(config, encoder.description, max_context=_max_context(config, limit)),
+            encoder=encoder,
+            tokenizer=_tokenizer(path, encoder.vocab_size, access),
+            max_num_batched_tokens=engine_config.max_num_batched_tokens,
+            max_wait_seconds=engine_config.max_wait_seconds,
+            memory=measure_model(config, engine_config, path),
+        )
+    except BaseException:
+        encoder.close()
+        raise
 
 
-_BUILDERS: dict[Task, Callable[[ModelConfig, EngineConfig, Path], ServedModel]] = {
+def _tokenizer(path: Path, vocab_size: int, access: WeightAccess | None) -> CheckpointTokenizer:
+    with timings.stage("tokenizer"):
+        return load_tokenizer(path, vocab_size=vocab_size, store=access.store.root if access is not None else None)
+
+
+_BUILDERS: dict[Task, Callable[[ModelConfig, EngineConfig, Path, WeightAccess | None], ServedModel]] = {
     "text-generation": _text_generation,
     "feature-extraction": _embeddings,
 }

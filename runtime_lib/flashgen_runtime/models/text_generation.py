@@ -20,6 +20,7 @@ from flashgen_runtime.messages import (
     TokenLogprob,
     WorkRequest,
 )
+from flashgen_runtime.models.base import NO_MEMORY, ModelMemory
 from flashgen_runtime.models.engine_gauges import EngineGauges
 
 Conversation = list[dict[str, Any]]
@@ -55,6 +56,7 @@ class TextGenerationModel:
         engine: runs the requests.
         tokenizer: encodes prompts; `prepare` calls it from another thread than the engine's.
         chat_template: renders conversations; without one, contents are joined by newlines.
+        memory: what the model takes.
         sources: decoding parameters below the request's own: the checkpoint's, then the spec's.
     """
 
@@ -66,8 +68,10 @@ class TextGenerationModel:
         tokenizer: Tokenizer,
         chat_template: ChatTemplate | None = None,
         sources: Sequence[GenerationParams] = (),
+        memory: ModelMemory = NO_MEMORY,
     ) -> None:
         self._status = status
+        self._memory = memory
         self._engine = engine
         self._tokenizer = tokenizer
         self._spelling = tokenizer if isinstance(tokenizer, KnowsTokenBytes) else None
@@ -80,6 +84,10 @@ class TextGenerationModel:
     @property
     def status(self) -> ModelStatus:
         return self._status
+
+    @property
+    def memory(self) -> ModelMemory:
+        return self._memory
 
     @property
     def has_work(self) -> bool:
@@ -108,6 +116,9 @@ class TextGenerationModel:
     def abort(self, request_id: str) -> None:
         self._engine.abort(request_id)
         self._show_stats()
+
+    def close(self) -> None:
+        self._engine.close()
 
     def _reply(self, output: EngineOutput) -> TextDelta:
         return TextDelta(

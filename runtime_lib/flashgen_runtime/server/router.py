@@ -84,7 +84,8 @@ class Router:
     def has_no_chat_template(self, target: Target) -> bool:
         """Whether a worker has said that conversations are merely joined."""
         status = self.status(target)
-        return status is not None and status.chat_template == "none"
+        # Before it was loaded for the first time it could not know; then it has no `max_context` either.
+        return status is not None and status.max_context > 0 and status.chat_template == "none"
 
     def _not_ready(self, target: Target) -> RequestError:
         states = [state_of(self._pools[server]) for server in target.servers]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from flashgen_runtime.testing.embeddings import FAKE_DIMENSIONS, FakeEmbeddings, fake_vector
 from flashgen_runtime.testing.engine import FakeEngine
-from flashgen_runtime.testing.models import fake_loader, fake_manager
+from flashgen_runtime.testing.models import FakeLibrary, fake_manager
 from flashgen_runtime.testing.tokenizer import CharacterTokenizer
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ __all__ = [
     "CharacterTokenizer",
     "FakeEmbeddings",
     "FakeEngine",
+    "FakeLibrary",
     "FakePool",
-    "fake_loader",
     "fake_manager",
     "fake_service",
     "fake_vector",

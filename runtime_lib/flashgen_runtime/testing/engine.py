@@ -55,6 +55,9 @@ class FakeEngine:
     def add_request(self, request: EngineRequest) -> None:
         self._requests[request.request_id] = _Running(request)
 
+    def close(self) -> None:
+        assert not self._requests, "nobody closes an engine that has work"
+
     def step(self) -> list[EngineOutput]:
         if self.num_steps == self._fail_after:
             raise RuntimeError(f"the fake engine fails after {self._fail_after} steps")

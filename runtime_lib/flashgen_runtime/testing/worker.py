@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from flashgen_runtime.testing.models import fake_loader
+from flashgen_runtime.testing.models import FakeLibrary
 from flashgen_runtime.worker.main import run_worker_with
 
 
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.config is not None:
         os.environ["FLASHGEN_CONFIG"] = str(options.config)
-    run_worker_with(options.server, lambda server, _: fake_loader(server, delay_seconds=options.delay))
+    run_worker_with(options.server, lambda server, _: FakeLibrary(server, delay_seconds=options.delay))
 
 
 if __name__ == "__main__":

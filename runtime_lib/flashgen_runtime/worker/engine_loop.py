@@ -11,9 +11,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from flashgen_runtime import metrics
+from flashgen_runtime import metrics, timings
 from flashgen_runtime.errors import RequestError
 from flashgen_runtime.messages import Reply, RequestFailure
 from flashgen_runtime.models.base import ServedModel
@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 MAX_UNTAKEN_STEPS = 32
 
 
+_Outcome = Literal["command", "nothing", "stop"]
+
+
 class Step(NamedTuple):
     """What one step brought a model's requests."""
 
@@ -33,7 +36,7 @@ class Step(NamedTuple):
 
 
 class EngineLoop:
-    """Owns every model after it was loaded: only this thread calls `add`, `step` and `abort`.
+    """Owns every model from its first request until `remove`: only this thread calls `add`, `step` and `abort`.
 
     Args:
         on_steps: takes the replies of the steps since the last call, in order, on the event loop.
@@ -49,7 +52,7 @@ class EngineLoop:
     ) -> None:
         self._on_steps = on_steps
         self._on_crash = on_crash
-        self._inbox: SimpleQueue[_Add | _Abort | _Stop] = SimpleQueue()
+        self._inbox: SimpleQueue[_Add | _Abort | _Remove | _Stop] = SimpleQueue()
 
         # Steps on their way to the event loop; how many more it may have; whether it knows that there are some.
         self._outbox: deque[Step] = deque()
@@ -80,6 +83,12 @@ class EngineLoop:
         """Frees what a request holds before the next step."""
         self._ask(_Abort(model, request_id))
 
+    async def remove(self, model: ServedModel) -> None:
+        """Has the thread let go of a model without open requests: it keeps no reference, and a step has ended."""
+        removed = asyncio.get_running_loop().create_future()
+        self._inbox.put(_Remove(model, removed))
+        await removed
+
     def stop(self) -> None:
         """Ends the thread after the step that runs."""
         self._inbox.put(_Stop())
@@ -109,27 +118,39 @@ class EngineLoop:
         self._inbox.put(command)
 
     def _run(self) -> None:
-        while self._take_commands():
-            self._is_busy = True
-            for model in tuple(self._models):
-                if model.has_work:
-                    self._step(model)
+        while (outcome := self._take_command()) != "stop":
+            if outcome == "nothing":
+                self._is_busy = True
+                self._step_all()
 
-    def _take_commands(self) -> bool:
-        """Acts on everything that was asked; waits while no model has work. `False` means to stop."""
-        while True:
-            try:
-                command = self._inbox.get(timeout=self._seconds_to_wait())
-            except Empty:
-                # Nothing was asked; or a model has waited long enough, which the next round sees.
-                return True
-            match command:
-                case _Add():
-                    self._add(command)
-                case _Abort():
-                    self._abort(command)
-                case _Stop():
-                    return False
+    def _take_command(self) -> _Outcome:
+        """Acts on what was asked; waits while no model has work.
+
+        NOTE: neither this nor what it calls keeps a model in a variable while it waits: a removed one must go.
+        """
+        try:
+            command = self._inbox.get(timeout=self._seconds_to_wait())
+        except Empty:
+            # Nothing was asked; or a model has waited long enough, which the next round sees.
+            return "nothing"
+        match command:
+            case _Add():
+                self._add(command)
+            case _Abort():
+                self._abort(command)
+            case _Remove():
+                removed = self._remove(command)
+                # Before anybody hears of it.
+                del command
+                self._call(_settle, removed)
+            case _Stop():
+                return "stop"
+        return "command"
+
+    def _step_all(self) -> None:
+        for model in tuple(self._models):
+            if model.has_work:
+                self._step(model)
 
     def _seconds_to_wait(self) -> float | None:
         """For something to be asked; `None` is as long as it takes."""
@@ -167,6 +188,12 @@ class EngineLoop:
         except Exception as error:
             self._crash(command.model, error)
 
+    def _remove(self, command: "_Remove") -> "asyncio.Future[None]":
+        """Forgets a model; what its end is to be told to."""
+        if command.model in self._models:
+            self._models.remove(command.model)
+        return command.removed
+
     def _step(self, model: ServedModel) -> None:
         began = time.perf_counter()
         try:
@@ -176,7 +203,9 @@ class EngineLoop:
             return
         self._beat()
         metrics.steps_total.labels(model.status.id).inc()
-        metrics.step_seconds.labels(model.status.id).observe(time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        metrics.step_seconds.labels(model.status.id).observe(seconds)
+        timings.current().step(seconds, has_output=bool(replies))
         if replies:
             self._hand_over(Step(model, replies))
 
@@ -227,8 +256,18 @@ class _Abort(NamedTuple):
     request_id: str
 
 
+class _Remove(NamedTuple):
+    model: ServedModel
+    removed: "asyncio.Future[None]"
+
+
 class _Stop(NamedTuple):
     pass
+
+
+def _settle(removed: "asyncio.Future[None]") -> None:
+    if not removed.done():
+        removed.set_result(None)
 
 
 def failure_of(request_id: str, error: RequestError) -> RequestFailure:

@@ -1,42 +1,91 @@
-"""Loads real models: the one place of the worker that leads to torch, and only when the first model is loaded."""
+"""The checkpoints of a server: the one place of the worker that leads to torch, and only when it is asked."""
 
-from collections.abc import Callable
-from functools import cache
+import dataclasses
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from flashgen_runtime.config import ModelConfig, ServerConfig
+from flashgen_runtime import timings
+from flashgen_runtime.config import FolderSource, ModelConfig, ServerConfig
 from flashgen_runtime.messages import ModelStatus
-from flashgen_runtime.models.base import ServedModel
+from flashgen_runtime.models.base import ModelMemory, ServedModel
+
+if TYPE_CHECKING:
+    from flashgen_runtime.loader.access import WeightAccess
+
+# NOTE: every import inside of a method is deferred for one reason: importing torch takes seconds, in which the worker
+# already says that it loads.
 
 
-def model_loader(server: ServerConfig, models_folder: Path) -> Callable[[ModelConfig], ServedModel]:
-    """What `ModelManager` takes as `load`; raises `ConfigError`, `WeightsError` or `DeviceError`."""
+class CheckpointLibrary:
+    """A `Library` of folders and models of the hub."""
 
-    statuses: list[ModelStatus] = []
+    def __init__(self, server: ServerConfig, models_folder: Path) -> None:
+        self._server = server
+        self._models_folder = models_folder
 
-    @cache
-    def set_up_torch() -> None:
-        # Deferred: importing torch takes seconds, in which the worker already says that it loads.
-        from flashgen_runtime.engine.threads import share_processors
-        from flashgen_runtime.loader.device import check_device
+        # Of every model that was loaded once, by id.
+        self._statuses: dict[str, ModelStatus] = {}
 
-        share_processors(server.threads, torch_computes=True)
-        for model in server.models:
-            check_device(server.requirements, model.device)
+    def is_on_disk(self, config: ModelConfig) -> bool:
+        source = config.source
+        if isinstance(source, FolderSource):
+            return True
+        return self._access.store.find(source.repository, source.revision) is not None
 
-    def load(model: ModelConfig) -> ServedModel:
-        set_up_torch()
-        # Deferred for the same reason.
+    def locate(self, config: ModelConfig) -> Path:
+        with timings.stage("imports"):
+            from flashgen_runtime.models.registry import locate_model
+
+        return locate_model(config, self._access, self._models_folder)
+
+    def measure(self, config: ModelConfig, path: Path) -> ModelMemory:
+        from flashgen_runtime.models.registry import measure_model
+
+        return measure_model(config, self._server.engine, path)
+
+    def weight_files(self, config: ModelConfig, path: Path) -> tuple[Path, ...]:
+        from flashgen_runtime.models.registry import weight_files
+
+        return weight_files(config, path, self._access)
+
+    def load(self, config: ModelConfig, path: Path) -> ServedModel:
         from flashgen_runtime.engine.threads import share_processors
         from flashgen_runtime.models.registry import load_served_model
 
-        served = load_served_model(model, server.engine, models_folder)
-        statuses.append(served.status)
-        # Before the engine's thread computes for the first time.
-        share_processors(server.threads, torch_computes=not all(map(_runs_on_kernels, statuses)))
+        assert self._device_is_checked, "it raises otherwise"
+        access = dataclasses.replace(self._access, starts_with_rows=self._has_room_for_rows(config, path))
+        served = load_served_model(config, self._server.engine, path, access=access)
+        self._statuses[config.id] = served.status
+        # Before the engine's thread computes with it for the first time.
+        torch_computes = not all(map(_runs_on_kernels, self._statuses.values()))
+        share_processors(self._server.threads, torch_computes=torch_computes)
         return served
 
-    return load
+    def _has_room_for_rows(self, config: ModelConfig, path: Path) -> bool:
+        """Whether there is memory for a checkpoint's own rows, and copies on their way, beside the prepared weights."""
+        if len(self._server.models) > 1:
+            return False
+        memory = self.measure(config, path)
+        return memory.total_bytes + 2 * memory.weight_bytes <= self._server.memory_bytes
+
+    @cached_property
+    def _access(self) -> "WeightAccess":
+        with timings.stage("imports"):
+            from flashgen_runtime.loader.access import WeightAccess
+
+        return WeightAccess.of(self._server.weights)
+
+    @cached_property
+    def _device_is_checked(self) -> bool:
+        """Sets torch up, once; raises `DeviceError`."""
+        from flashgen_runtime.engine.threads import share_processors
+        from flashgen_runtime.loader.device import check_device
+
+        share_processors(self._server.threads, torch_computes=True)
+        for model in self._server.models:
+            check_device(self._server.requirements, model.device)
+        return True
 
 
 def _runs_on_kernels(status: ModelStatus) -> bool:

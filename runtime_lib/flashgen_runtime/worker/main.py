@@ -13,15 +13,19 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-from flashgen_runtime.config import ModelConfig, ServerConfig, load_config
+from flashgen_runtime import timings
+from flashgen_runtime.config import ServerConfig, load_config
 from flashgen_runtime.errors import EXIT_CONFIG, ConfigError, DeviceError, DownloadError, WeightsError
 from flashgen_runtime.logs import fields, setup_logs
-from flashgen_runtime.models.base import ServedModel
+from flashgen_runtime.models.base import Library
 from flashgen_runtime.operations import OperationsServer
 from flashgen_runtime.transport.zmq import ZmqWorkerEndpoint
+from flashgen_runtime.worker.ahead import work_ahead
+from flashgen_runtime.worker.fork_server import fork_worker
 from flashgen_runtime.worker.health import WorkerProbes
-from flashgen_runtime.worker.loading import model_loader
+from flashgen_runtime.worker.loading import CheckpointLibrary
 from flashgen_runtime.worker.model_manager import ModelManager
+from flashgen_runtime.worker.model_operations import WorkerModels
 from flashgen_runtime.worker.settings import WorkerSettings
 from flashgen_runtime.worker.worker import Worker
 
@@ -35,20 +39,30 @@ EXIT_FAILURE = 1
 # What no restart repairs.
 _FINAL = (ConfigError, WeightsError, DeviceError)
 
-Load = Callable[[ModelConfig], ServedModel]
-MakeLoad = Callable[[ServerConfig, WorkerSettings], Load]
+MakeLibrary = Callable[[ServerConfig, WorkerSettings], Library]
+WorkAhead = Callable[[ServerConfig, WorkerSettings], None]
 
 
 def run_worker(server_name: str) -> NoReturn:
     """Serves the models of one server until SIGTERM; settings come from the environment. Ends the process."""
-    run_worker_with(server_name, lambda server, settings: model_loader(server, settings.models_folder))
+    run_worker_with(
+        server_name,
+        lambda server, settings: CheckpointLibrary(server, settings.models_folder),
+        ahead=lambda server, settings: work_ahead(server, settings.models_folder),
+    )
 
 
-def run_worker_with(server_name: str, make_load: MakeLoad) -> NoReturn:
-    """The same with another way to load models: for fakes."""
+def run_worker_with(server_name: str, make_library: MakeLibrary, *, ahead: WorkAhead | None = None) -> NoReturn:
+    """The same with models from elsewhere: for fakes.
+
+    Args:
+        server_name: as in the configuration.
+        make_library: gives the models.
+        ahead: what a fork server does before it forks the worker; `None` does without one.
+    """
     setup_logs(f"worker:{server_name}")
     try:
-        exit_code = _run(server_name, make_load)
+        exit_code = _run(server_name, make_library, ahead)
     except _FINAL as error:
         exit_code = _report(server_name, error, exit_code=EXIT_CONFIG)
     except (OSError, DownloadError) as error:
@@ -56,10 +70,14 @@ def run_worker_with(server_name: str, make_load: MakeLoad) -> NoReturn:
     _leave(exit_code)
 
 
-def _run(server_name: str, make_load: MakeLoad) -> int:
-    settings = WorkerSettings.from_environment(os.environ)
-    server = _server_named(server_name, settings)
-    return asyncio.run(_serve(server, settings, make_load(server, settings)))
+def _run(server_name: str, make_library: MakeLibrary, ahead: WorkAhead | None) -> int:
+    with timings.stage("configuration"):
+        settings = WorkerSettings.from_environment(os.environ)
+        server = _server_named(server_name, settings)
+    if ahead is not None and settings.has_fork_server:
+        # Goes on in the child.
+        fork_worker(lambda: ahead(server, settings))
+    return asyncio.run(_serve(server, settings, make_library(server, settings)))
 
 
 def _server_named(name: str, settings: WorkerSettings) -> ServerConfig:
@@ -71,7 +89,7 @@ def _server_named(name: str, settings: WorkerSettings) -> ServerConfig:
         raise ConfigError(settings.config_path, f"there is no server `{name}`, only {known}") from error
 
 
-async def _serve(server: ServerConfig, settings: WorkerSettings, load: Load) -> int:
+async def _serve(server: ServerConfig, settings: WorkerSettings, library: Library) -> int:
     """Binds both ports, serves until told to end, and gives the exit code.
 
     Raises:
@@ -79,11 +97,12 @@ async def _serve(server: ServerConfig, settings: WorkerSettings, load: Load) -> 
         DownloadError: weights could not be fetched.
         OSError: a port is taken.
     """
-    manager = ModelManager(server.models, load)
+    manager = ModelManager(server, library)
     endpoint = ZmqWorkerEndpoint(settings.bind_host, settings.rpc_port_of(server))
     worker = Worker(endpoint, manager, drain_seconds=settings.drain_seconds)
     port = settings.operations_port_of(server)
-    operations = OperationsServer(WorkerProbes(worker), host=settings.bind_host, port=port)
+    models = WorkerModels(worker, manager)
+    operations = OperationsServer(WorkerProbes(worker), host=settings.bind_host, port=port, models=models)
     try:
         await operations.start()
         log.info("listening", extra=fields(rpc_port=endpoint.port, operations_port=operations.port))

@@ -21,10 +21,18 @@ class Preparation:
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="prepare")
 
     async def prepare(self, model: ServedModel, request: WorkRequest) -> Any:
-        """What `model.add` takes; raises as `model.prepare` does."""
+        """What `model.add` takes; raises as `model.prepare` does. Cancelled, it ends when the thread is through."""
         if _is_short(request):
             return model.prepare(request)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, model.prepare, request)
+        running = self._threads.submit(model.prepare, request)
+        result = asyncio.wrap_future(running)
+        try:
+            return await asyncio.shield(result)
+        except asyncio.CancelledError:
+            # Whoever called has a lease of the model, which must last as long as the thread uses it.
+            if not running.cancel():
+                await asyncio.wait([result])
+            raise
 
     def close(self) -> None:
         """Drops what waits; what runs ends by itself."""

@@ -29,6 +29,9 @@ class WorkerSettings:
     # FLASHGEN_DRAIN_SECONDS: how long open requests may take to finish after SIGTERM.
     drain_seconds: float = 30.0
 
+    # FLASHGEN_FORK_SERVER: whether the process forks its worker; "0" has it be the worker itself.
+    has_fork_server: bool = True
+
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "WorkerSettings":
         """Settings from variables; a variable that is unset or empty keeps its default. Raises `ConfigError`."""
@@ -40,6 +43,7 @@ class WorkerSettings:
             rpc_port=_port(environ, "FLASHGEN_RPC_PORT"),
             operations_port=_port(environ, "FLASHGEN_WORKER_OPERATIONS_PORT"),
             drain_seconds=_seconds(environ, "FLASHGEN_DRAIN_SECONDS", default=default.drain_seconds),
+            has_fork_server=_switch(environ, "FLASHGEN_FORK_SERVER", default=default.has_fork_server),
         )
 
     def rpc_port_of(self, server: ServerConfig) -> int:
@@ -69,3 +73,12 @@ def _seconds(environ: Mapping[str, str], variable: str, *, default: float) -> fl
     if not 0 <= seconds < math.inf:
         raise ConfigError(variable, f"expected a number of seconds, found {text!r}")
     return seconds
+
+
+def _switch(environ: Mapping[str, str], variable: str, *, default: bool) -> bool:
+    text = environ.get(variable)
+    if not text:
+        return default
+    if text not in ("0", "1"):
+        raise ConfigError(variable, f"expected 0 or 1, found {text!r}")
+    return text == "1"

@@ -1,6 +1,7 @@
 """The worker's event loop: takes messages from API servers, carries requests to the engine and replies back.
 
-Every request that arrives is answered: with its replies, or with one `RequestFailure`. Its state goes from "loading" to
+Every request that arrives is answered: with its replies, or with one `RequestFailure`. One whose model is not loaded
+waits for it. The worker's state goes from "loading" to
 "ready", then to "draining" or "failed", never back.
 """
 
@@ -11,6 +12,9 @@ from collections import defaultdict
 from functools import partial
 from typing import Any
 
+import msgspec
+
+from flashgen_runtime import timings
 from flashgen_runtime.errors import RequestError
 from flashgen_runtime.logs import fields
 from flashgen_runtime.messages import (
@@ -48,7 +52,7 @@ class Worker:
 
     Args:
         endpoint: the line to the API servers; closed by `close`.
-        manager: the models; loaded by `run`.
+        manager: the models; started by `run`, ended by `close`.
         epoch: names this life of the worker, different from every other's.
         drain_seconds: how long open requests may take to finish.
     """
@@ -83,10 +87,11 @@ class Worker:
         return self._status.state
 
     async def run(self) -> None:
-        """Loads the models and serves them; returns after `drain` or `close`.
+        """Loads the preloaded models and serves all of them; returns after `drain` or `close`.
 
         Raises:
-            ServingError: a model cannot be loaded. The state is "failed", and requests are refused until `close`.
+            ServingError: a preloaded model cannot be loaded, or one can never fit. The state is "failed", and requests
+                are refused until `close`.
             Exception: an engine crashed. Its requests have failed, those of other models were finished before.
         """
         self.engine_loop.start()
@@ -95,6 +100,7 @@ class Worker:
         self._publish("loading")
         if await self._load():
             self._publish("ready")
+            timings.current().ready()
         await self._is_done.wait()
         if self._crash is not None:
             raise self._crash
@@ -132,6 +138,7 @@ class Worker:
             if task is not None:
                 task.cancel()
         await asyncio.gather(*filter(None, tasks), return_exceptions=True)
+        await self._manager.close()
         self.engine_loop.stop()
         # A step that takes longer goes on in its daemon thread, and nobody reads its outputs.
         await run_in_daemon_thread(partial(self.engine_loop.join, STOP_SECONDS), name="join")
@@ -143,9 +150,15 @@ class Worker:
         self._status = WorkerStatus(epoch=self._epoch, state=state, models=self._manager.statuses, detail=detail)
         self._endpoint.publish(self._status)
 
+    def _publish_models(self) -> None:
+        """Where the models are now, in the state as it is."""
+        self._status = msgspec.structs.replace(self._status, models=self._manager.statuses)
+        self._endpoint.publish(self._status)
+
     async def _load(self) -> bool:
-        """Loads the models beside the event loop; `False` when `drain` or `close` came first."""
-        loading = asyncio.ensure_future(run_in_daemon_thread(self._manager.load_all, name="load"))
+        """Loads the preloaded models beside the event loop; `False` when `drain` or `close` came first."""
+        start = self._manager.start(retire=self.engine_loop.remove, on_change=self._publish_models)
+        loading = asyncio.ensure_future(start)
         done = asyncio.ensure_future(self._is_done.wait())
         await asyncio.wait([loading, done], return_when=asyncio.FIRST_COMPLETED)
         done.cancel()

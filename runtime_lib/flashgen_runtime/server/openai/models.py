@@ -23,6 +23,13 @@ class Model(BaseModel):
     aliases: list[str]
     task: str
     ready: bool = Field(description="Whether a worker takes requests for it now.")
+    residency: str | None = Field(
+        None,
+        description="Where a worker has it: `unloaded`, `loading`, `loaded`, `unloading` or `failed`; a request for a "
+        "model that is not loaded waits until it is.",
+    )
+    memory_bytes: int | None = Field(None, description="What it takes in memory while it is loaded.")
+    problem: str | None = Field(None, description="Why it could not be loaded.")
 
     # Known once a worker has loaded the model.
     dtype: str | None = None
@@ -61,7 +68,8 @@ async def get_model(request: Request, model_id: str) -> Response:
 
 
 def _described(service: Service, target: Target) -> dict[str, object]:
-    status = service.router.status(target) or ModelStatus(id=target.model.id)
+    known = service.router.status(target)
+    status = known or ModelStatus(id=target.model.id)
     return {
         "id": target.model.id,
         "object": "model",
@@ -70,6 +78,9 @@ def _described(service: Service, target: Target) -> dict[str, object]:
         "aliases": target.model.aliases,
         "task": target.model.task,
         "ready": service.router.is_ready(target),
+        "residency": None if known is None else known.residency,
+        "memory_bytes": status.memory_bytes or None,
+        "problem": status.problem or None,
         "dtype": status.dtype or None,
         "quantization": status.quantization or None,
         "kv_cache_dtype": status.kv_cache_dtype or None,

@@ -1,0 +1,70 @@
+"""The child's side of `bench_load`: one load in a fresh process, timed. Needs torch and the standard library only.
+
+Libraries are imported before the clock starts; it stops when a byte of every page of every tensor has been read.
+"""
+
+import hashlib
+import json
+import resource
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+PAGE_BYTES = 4096
+
+
+def report_load(load: Callable[[], Mapping[str, Any]], folder: Path) -> None:
+    """Times a loader and prints one line of JSON: seconds, CPU seconds and what the tensors are.
+
+    Args:
+        load: gives tensors by name.
+        folder: of the checkpoint.
+    """
+    # Only the peers' environments have to have it.
+    import torch
+
+    _warm_memory(sum(file.stat().st_size for file in folder.glob("*.safetensors")))
+    started, cpu_started = time.perf_counter(), _cpu_seconds()
+    tensors = load()
+    touched = 0
+    for tensor in tensors.values():
+        touched += int(tensor.detach().reshape(-1).view(torch.uint8)[::PAGE_BYTES].sum())
+    seconds, cpu_seconds = time.perf_counter() - started, _cpu_seconds() - cpu_started
+    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "result": digest(tensors)}))
+
+
+def report_first_token(first_token: Callable[[], int], folder: Path) -> None:
+    """As `report_load`, until the first token of a greedy completion."""
+    _warm_memory(sum(file.stat().st_size for file in folder.glob("*.safetensors")))
+    started, cpu_started = time.perf_counter(), _cpu_seconds()
+    token = first_token()
+    seconds, cpu_seconds = time.perf_counter() - started, _cpu_seconds() - cpu_started
+    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "result": str(token)}))
+
+
+def digest(tensors: Mapping[str, Any]) -> str:
+    """One number for names, dtypes, shapes and values."""
+    import torch
+
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        flat = tensors[name].detach().contiguous().view(torch.uint8).reshape(-1)
+        # A clone is aligned, whatever the reader did.
+        words = flat[: len(flat) // 8 * 8].clone().view(torch.int64)
+        place = torch.arange(1, 2 * len(words), 2)
+        values = [int(words.sum()), int((words * place).sum()), int(flat[len(words) * 8 :].sum())]
+        total.update(f"{name} {list(tensors[name].shape)} {tensors[name].dtype} {values}\n".encode())
+    return total.hexdigest()
+
+
+def _warm_memory(num_bytes: int) -> None:
+    """Touches and frees memory: on some virtual machines the first touch of a page costs more than reading it."""
+    import torch
+
+    torch.ones(num_bytes + (64 << 20), dtype=torch.uint8).sum()
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
