@@ -175,7 +175,7 @@ def _rounded_softmax(scores: torch.Tensor, sinks: torch.Tensor | None, scales: t
     Until then the largest score is that of the tiles so far. What the weights sum to is not rounded.
     """
     num_keys = scores.shape[-1]
-    tiles = torch.nn.functional.pad(scores, (0, -num_keys % TILE_SIZE), value=-torch.inf).unflatten(-1, (-1, TILE_SIZE))
+    tiles, scales = _in_tiles(scores, -torch.inf), _in_tiles(scales.nan_to_num(1), 1)
     highest = tiles.amax(-1).cummax(-1).values
     total = torch.zeros_like(highest[..., -1])
     if sinks is not None:
@@ -185,11 +185,15 @@ def _rounded_softmax(scores: torch.Tensor, sinks: torch.Tensor | None, scales: t
     base = torch.where(highest == -torch.inf, 0, highest)[..., None]
     weights, factors = (tiles - base).exp(), (base - base[..., -1:, :]).exp()
     total = total + (weights * factors).sum((-1, -2))
-    scales = torch.nn.functional.pad(scales.nan_to_num(1), (0, -num_keys % TILE_SIZE), value=1).unflatten(
-        -1, (-1, TILE_SIZE)
-    )
     rounded = (weights * scales).bfloat16().float() / scales
-    return (rounded * factors).flatten(-2)[..., :num_keys] / total[..., None]
+    summed: torch.Tensor = (rounded * factors).flatten(-2)
+    return summed[..., :num_keys] / total[..., None]
+
+
+def _in_tiles(x: torch.Tensor, value: float) -> torch.Tensor:
+    """[..., keys] → [..., tiles, 32], filled up."""
+    padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % TILE_SIZE), value=value)
+    return padded.view(*x.shape[:-1], -1, TILE_SIZE)
 
 
 def _softmax(scores: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
