@@ -9,6 +9,9 @@ from flashgen_runtime.errors import WeightsError
 
 MANIFEST_NAME = "flashgen-manifest.json"
 
+# In the metadata of prepared files (see `loader.prepared`): the checkpoint's folder.
+CHECKPOINT_KEY = "flashgen.checkpoint"
+
 
 class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
     """One file of a stored checkpoint."""

@@ -21,6 +21,7 @@ import torch
 
 from flashgen_runtime.errors import WeightsError
 from flashgen_runtime.loader.aligned_file import LAYOUT, LAYOUT_KEY, Write, in_aligned_order, write_aligned
+from flashgen_runtime.loader.manifest import CHECKPOINT_KEY
 from flashgen_runtime.loader.reader import DTYPES
 from flashgen_runtime.loader.safetensors_header import SafetensorsHeader, read_header
 from flashgen_runtime.loader.store import MANIFEST_NAME, Store, stored_name
@@ -29,7 +30,6 @@ from flashgen_runtime.loader.store import MANIFEST_NAME, Store, stored_name
 VERSION = "1"
 
 DIGEST_KEY = "flashgen.prepared"
-CHECKPOINT_KEY = "flashgen.checkpoint"
 
 # "panels": what the kernels read, on every processor alike. "generic": the checkpoint's own tensors, rows and names,
 # which every reader takes.

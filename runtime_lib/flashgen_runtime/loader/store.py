@@ -35,6 +35,7 @@ from flashgen_runtime.loader.fetch import (
 from flashgen_runtime.loader.hub_source import cached_repository, is_offline
 from flashgen_runtime.loader.locks import locked, try_locked
 from flashgen_runtime.loader.manifest import (
+    CHECKPOINT_KEY,
     MANIFEST_NAME,
     Manifest,
     PreparedElsewhere,
@@ -64,9 +65,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-# In the metadata of prepared files (see `loader.prepared`): the checkpoint's folder.
-CHECKPOINT_KEY = "flashgen.checkpoint"
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
