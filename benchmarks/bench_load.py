@@ -202,7 +202,6 @@ def _rows(shape: LoadShape, runs: Runs) -> list[Row]:
     rows = []
     for (name, state), all_ in sorted(runs.items(), key=lambda item: (item[0][1], _is_load(item[0][0]))):
         workload = f"{shape.gigabytes} GB {state}"
-        cpu = median(run.cpu_seconds for run in all_)
         rows.append(
             row_of(
                 [run.seconds for run in all_],
@@ -210,9 +209,10 @@ def _rows(shape: LoadShape, runs: Runs) -> list[Row]:
                 workload=workload,
                 metric="seconds",
                 ceiling=round(disk, 3) if disk is not None and state == "cold" else None,
-                settings=f"{cpu / shape.gigabytes:.3f} CPU seconds per GB",
             )
         )
+        per_gigabyte = [run.cpu_seconds / shape.gigabytes for run in all_]
+        rows.append(row_of(per_gigabyte, system=name, workload=workload, metric="CPU seconds per GB"))
     return rows
 
 
