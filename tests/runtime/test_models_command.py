@@ -340,11 +340,14 @@ def operations_port(models: OneModel | None) -> Iterator[str]:
     thread.start()
     server = OperationsServer(Healthy(), host="127.0.0.1", port=0, models=models)
     asyncio.run_coroutine_threadsafe(server.start(), loop).result()
-    yield f"http://127.0.0.1:{server.port}"
-    asyncio.run_coroutine_threadsafe(server.close(), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+    try:
+        yield f"http://127.0.0.1:{server.port}"
+    finally:
+        # Else a test that fails would keep the whole run from ending.
+        asyncio.run_coroutine_threadsafe(server.close(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 @pytest.mark.parametrize(

@@ -326,7 +326,8 @@ def default_root() -> Path:
 
 def stored_name(uri: str, revision: str) -> str:
     """A folder's name for a model: readable, and different for every source and revision."""
-    readable = re.sub(r"[^A-Za-z0-9.]+", "-", uri.split("://")[-1]).strip("-.")[-60:]
+    # Stripped after it was cut: what begins with a dash is an option on a command line.
+    readable = re.sub(r"[^A-Za-z0-9.]+", "-", uri.split("://")[-1])[-60:].strip("-.")
     digest = hashlib.sha256(f"{uri}\0{revision}".encode()).hexdigest()[:12]
     return f"{readable or 'model'}-{digest}"
 
