@@ -76,7 +76,7 @@ def main() -> None:
     repeats = 1 if arguments.quick else arguments.repeats
     rows, aims, notes = [], [], []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        write_checkpoint(nearest_shape(0), Path(folder) / loaders.TINY, is_pickled_too=False)
+        write_checkpoint(nearest_shape(0), Path(folder) / loaders.TINY)
         for size in sizes:
             shape = nearest_shape(size)
             place = Place(Path(folder) / f"{shape.gigabytes}", Path(folder) / "store")
@@ -125,7 +125,7 @@ LOADERS = (
 
 def _measure(shape: LoadShape, place: Place, chosen: list[Loader], repeats: int) -> tuple[Runs, list[str]]:
     """All runs by loader and "cold" or "hot", and what failed."""
-    write_checkpoint(shape, place.checkpoint, is_pickled_too=True)
+    write_checkpoint(shape, place.checkpoint)
     if any(loader.name == OURS_FIRST for loader in chosen):
         ours_loading.prepare_for_first_token(place.checkpoint, place.store)
         ours_loading.prepare_for_first_token(place.checkpoint.with_name(loaders.TINY), place.store)

@@ -7,20 +7,20 @@ noticed and made anew, and whoever asks while it is made waits for it. Files app
 they may be mapped: their pages are shared between processes, and a model that is swapped out costs nothing to drop.
 """
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 
-from flashgen_runtime.errors import WeightsError
+from flashgen_runtime.errors import NotWrittenError, WeightsError
 from flashgen_runtime.loader.aligned_file import LAYOUT, LAYOUT_KEY, Write, in_aligned_order, write_aligned
+from flashgen_runtime.loader.locks import locked
 from flashgen_runtime.loader.manifest import CHECKPOINT_KEY
 from flashgen_runtime.loader.reader import DTYPES
 from flashgen_runtime.loader.safetensors_header import SafetensorsHeader, read_header
@@ -67,6 +67,15 @@ class PreparedFolder(NamedTuple):
     checkpoint: str
 
 
+class MadeFile(NamedTuple):
+    """A prepared file that is there."""
+
+    header: SafetensorsHeader
+
+    # Whether it was made by this call.
+    is_new: bool
+
+
 def prepared_folder(store: Store, checkpoint: Path) -> PreparedFolder:
     """Of a model of the store, or of a folder elsewhere, which is known by its files' sizes and times."""
     is_stored = (checkpoint / MANIFEST_NAME).is_file()
@@ -102,7 +111,7 @@ def make_prepared(
     give: Callable[[Write], None],
     *,
     metadata: Mapping[str, str] | None = None,
-) -> tuple[SafetensorsHeader, bool]:
+) -> MadeFile:
     """The file of this kind, made unless it is there; of several that ask at once one makes it.
 
     Args:
@@ -112,16 +121,17 @@ def make_prepared(
         give: hands out their values, as `write_aligned` wants it.
         metadata: what the file says besides.
 
-    Returns:
-        Its header, and whether it was made now. Raises `WeightsError` if it cannot be written.
+    Raises:
+        NotWrittenError: it cannot be written, as on a full disk; a `WeightsError`.
+        WeightsError: what `give` raises.
     """
     path = folder.path / kind.file_name
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.lock):
+        with locked(folder.lock):
             found = find_prepared(folder, kind, shapes)
             if found is not None:
-                return found, False
+                return MadeFile(found, is_new=False)
             _remove_parts(path)
             own = {
                 "format": "pt",
@@ -131,34 +141,14 @@ def make_prepared(
             }
             write_aligned(path, shapes, own | dict(metadata or {}), give, mode=_READ_ONLY)
     except OSError as error:
-        raise WeightsError(error.filename or path, f"cannot be written: {error.strerror or error}") from error
-    return read_header(path), True
+        raise NotWrittenError(error.filename or path, error) from error
+    return MadeFile(read_header(path), is_new=True)
 
 
 def can_prepare(folder: PreparedFolder) -> bool:
     """Whether files can be written there."""
     parent = next(path for path in (folder.path, *folder.path.parents) if path.exists())
     return os.access(parent, os.W_OK)
-
-
-class PreparedFile(NamedTuple):
-    """A prepared file, for listings."""
-
-    path: Path
-    kind: PreparedKind
-    num_bytes: int
-
-
-def list_prepared(folder: Path) -> list[PreparedFile]:
-    """The prepared files in a folder below `<store>/prepared`, by name."""
-    return [
-        PreparedFile(path, _kind_of(path.stem), path.stat().st_size) for path in sorted(folder.glob("*.safetensors"))
-    ]
-
-
-def _kind_of(stem: str) -> PreparedKind:
-    dtype, *quantization, layout = stem.split("-")
-    return PreparedKind(dtype, "".join(quantization), "generic" if layout == "generic" else "panels")
 
 
 def _holds(header: SafetensorsHeader, shapes: Mapping[str, torch.Tensor]) -> bool:
@@ -197,15 +187,3 @@ def _remove_parts(path: Path) -> None:
     for part in path.parent.glob(f".{path.name}.*.part"):
         with suppress(FileNotFoundError):
             part.unlink()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Waits until nobody else makes files of this checkpoint; the lock ends with the process that holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
