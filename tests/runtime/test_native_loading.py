@@ -232,7 +232,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read(
 
     monkeypatch.setattr(CheckpointTensors, "read", replacing)
 
-    with pytest.raises(WeightsError, match="model.safetensors: was changed"):
+    with pytest.raises(WeightsError, match="safetensors: was changed"):
         load(checkpoint, None if way == "packed" else access, quantization="int8")
     assert not list(access.store.root.rglob("*.safetensors"))
 

@@ -20,8 +20,9 @@ from flashgen_runtime.errors import DiskFullError, DownloadError, WeightsError
 from flashgen_runtime.loader import fetch, save_dict
 from flashgen_runtime.loader.folder_source import FolderSource
 from flashgen_runtime.loader.locks import locked
+from flashgen_runtime.loader.manifest import MANIFEST_NAME
 from flashgen_runtime.loader.remote_files import RemoteFile
-from flashgen_runtime.loader.store import MANIFEST_NAME, Store, StoreError, UnwritableStoreError, stored_name
+from flashgen_runtime.loader.store import Store, StoreError, UnwritableStoreError, stored_name
 
 
 @pytest.fixture

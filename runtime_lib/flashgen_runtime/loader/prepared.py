@@ -21,10 +21,10 @@ import torch
 from flashgen_runtime.errors import NotWrittenError, WeightsError
 from flashgen_runtime.loader.aligned_file import LAYOUT, LAYOUT_KEY, Write, in_aligned_order, write_aligned
 from flashgen_runtime.loader.locks import locked
-from flashgen_runtime.loader.manifest import CHECKPOINT_KEY
+from flashgen_runtime.loader.manifest import CHECKPOINT_KEY, MANIFEST_NAME, read_manifest
 from flashgen_runtime.loader.reader import DTYPES
 from flashgen_runtime.loader.safetensors_header import SafetensorsHeader, read_header
-from flashgen_runtime.loader.store import MANIFEST_NAME, Store, stored_name
+from flashgen_runtime.loader.store import Store, stored_name
 
 # Raised whenever the layout of panels, the rounding or the order of tensors changes: files of other versions are stale.
 VERSION = "1"
@@ -34,6 +34,9 @@ DIGEST_KEY = "flashgen.prepared"
 # "panels": what the kernels read, on every processor alike. "generic": the checkpoint's own tensors, rows and names,
 # which every reader takes.
 Layout = Literal["panels", "generic"]
+
+# What a checkpoint's files are called that decide what is prepared from it.
+_DECISIVE = (".safetensors", ".json")
 
 # The store never changes a file, and nobody else shall.
 _READ_ONLY = 0o444
@@ -167,15 +170,15 @@ def _digest(folder: PreparedFolder, kind: PreparedKind) -> str:
 
 
 def _manifest_identity(checkpoint: Path) -> str:
-    manifest = json.loads((checkpoint / MANIFEST_NAME).read_bytes())
-    files = [[file["name"], file["size"], file["sha256"]] for file in manifest["files"]]
-    return _sha256_of(sorted(file for file in files if file[0].endswith((".safetensors", ".json"))))
+    files = sorted(read_manifest(checkpoint).files, key=lambda file: file.name)
+    return _sha256_of([[file.name, file.size, file.sha256] for file in files if file.name.endswith(_DECISIVE)])
 
 
 def _stat_identity(checkpoint: Path) -> str:
-    files = [path for pattern in ("*.safetensors", "*.json") for path in checkpoint.glob(pattern)]
-    found = [(path.name, path.stat()) for path in sorted(files)]
-    return _sha256_of([[name, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns] for name, stat in found])
+    files = sorted(path for path in checkpoint.iterdir() if path.name.endswith(_DECISIVE))
+    # Without the device's number: a volume has another one after each restart of its machine.
+    found = [(path.name, path.stat()) for path in files]
+    return _sha256_of([[name, stat.st_ino, stat.st_size, stat.st_mtime_ns] for name, stat in found])
 
 
 def _sha256_of(value: Sequence[object]) -> str:
