@@ -139,9 +139,13 @@ def _measure(shape: LoadShape, place: Place, chosen: list[Loader], repeats: int)
                 if loader.name in failed or (state == "hot" and loader.name == DISK):
                     continue
                 try:
-                    runs[loader.name, state].append(_run(loader, place, state))
+                    run = _run(loader, place, state)
                 except (subprocess.SubprocessError, RuntimeError) as error:
                     failed[loader.name] = f"{loader.name}, {shape.gigabytes} GB: {error}"
+                    print(failed[loader.name], file=sys.stderr)
+                else:
+                    # NOTE: not before it has ended well, or a loader that fails would leave a row of nothing.
+                    runs[loader.name, state].append(run)
     for kind in (True, False):
         _check_equal({name: run for (name, _), all_ in runs.items() for run in all_ if _is_load(name) == kind})
     for path in _files(place):
