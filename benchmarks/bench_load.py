@@ -59,11 +59,12 @@ class Loader:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a child said."""
+    """What a child said; `touch_seconds` are the last of `seconds`."""
 
     seconds: float
     cpu_seconds: float
     result: str
+    touch_seconds: float = 0.0
 
 
 Runs = dict[tuple[str, str], list[Run]]
@@ -76,7 +77,7 @@ def main() -> None:
     repeats = 1 if arguments.quick else arguments.repeats
     rows, aims, notes = [], [], []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        write_checkpoint(nearest_shape(0), Path(folder) / loaders.TINY, is_pickled_too=False)
+        write_checkpoint(nearest_shape(0), Path(folder) / loaders.TINY)
         for size in sizes:
             shape = nearest_shape(size)
             place = Place(Path(folder) / f"{shape.gigabytes}", Path(folder) / "store")
@@ -125,7 +126,7 @@ LOADERS = (
 
 def _measure(shape: LoadShape, place: Place, chosen: list[Loader], repeats: int) -> tuple[Runs, list[str]]:
     """All runs by loader and "cold" or "hot", and what failed."""
-    write_checkpoint(shape, place.checkpoint, is_pickled_too=True)
+    write_checkpoint(shape, place.checkpoint)
     if any(loader.name == OURS_FIRST for loader in chosen):
         ours_loading.prepare_for_first_token(place.checkpoint, place.store)
         ours_loading.prepare_for_first_token(place.checkpoint.with_name(loaders.TINY), place.store)
@@ -139,9 +140,13 @@ def _measure(shape: LoadShape, place: Place, chosen: list[Loader], repeats: int)
                 if loader.name in failed or (state == "hot" and loader.name == DISK):
                     continue
                 try:
-                    runs[loader.name, state].append(_run(loader, place, state))
+                    run = _run(loader, place, state)
                 except (subprocess.SubprocessError, RuntimeError) as error:
                     failed[loader.name] = f"{loader.name}, {shape.gigabytes} GB: {error}"
+                    print(failed[loader.name], file=sys.stderr)
+                else:
+                    # NOTE: not before it has ended well, or a loader that fails would leave a row of nothing.
+                    runs[loader.name, state].append(run)
     for kind in (True, False):
         _check_equal({name: run for (name, _), all_ in runs.items() for run in all_ if _is_load(name) == kind})
     for path in _files(place):
@@ -202,7 +207,6 @@ def _rows(shape: LoadShape, runs: Runs) -> list[Row]:
     rows = []
     for (name, state), all_ in sorted(runs.items(), key=lambda item: (item[0][1], _is_load(item[0][0]))):
         workload = f"{shape.gigabytes} GB {state}"
-        cpu = median(run.cpu_seconds for run in all_)
         rows.append(
             row_of(
                 [run.seconds for run in all_],
@@ -210,9 +214,13 @@ def _rows(shape: LoadShape, runs: Runs) -> list[Row]:
                 workload=workload,
                 metric="seconds",
                 ceiling=round(disk, 3) if disk is not None and state == "cold" else None,
-                settings=f"{cpu / shape.gigabytes:.3f} CPU seconds per GB",
             )
         )
+        per_gigabyte = [run.cpu_seconds / shape.gigabytes for run in all_]
+        rows.append(row_of(per_gigabyte, system=name, workload=workload, metric="CPU seconds per GB"))
+        if _is_load(name) and name != DISK:
+            touching = [run.touch_seconds for run in all_]
+            rows.append(row_of(touching, system=name, workload=workload, metric="seconds of it, touching"))
     return rows
 
 

@@ -65,8 +65,8 @@ def nearest_shape(gigabytes: float) -> LoadShape:
     return min(SHAPES, key=lambda shape: abs(shape.gigabytes - gigabytes))
 
 
-def write_checkpoint(shape: LoadShape, folder: Path, *, is_pickled_too: bool) -> int:
-    """Writes safetensors and configuration as transformers does, and if asked for a pickle; gives the bytes of one."""
+def write_checkpoint(shape: LoadShape, folder: Path) -> int:
+    """Writes configuration and safetensors as transformers does, and a pickle beside; gives the bytes of the former."""
     config_class, model_class = CLASSES[shape.family]
     config: Any = config_class(
         **shape.config, max_position_embeddings=4096, bos_token_id=None, eos_token_id=None, pad_token_id=None
@@ -90,11 +90,10 @@ def write_checkpoint(shape: LoadShape, folder: Path, *, is_pickled_too: bool) ->
     model.tie_weights()
     model.save_pretrained(folder, max_shard_size=SHARD_BYTES)
     files = sorted(folder.glob("*.safetensors"))
-    if is_pickled_too:
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        torch.save({names[id(parameter)]: parameter.data for parameter in model.parameters()}, folder / loaders.PICKLED)
+    # The same parameters, a tied one once.
+    torch.save({name: parameter.data for name, parameter in model.named_parameters()}, folder / loaders.PICKLED)
     return sum(file.stat().st_size for file in files)
 
 
 if __name__ == "__main__":
-    print(write_checkpoint(nearest_shape(float(sys.argv[1])), Path(sys.argv[2]), is_pickled_too=True))
+    print(write_checkpoint(nearest_shape(float(sys.argv[1])), Path(sys.argv[2])))

@@ -3,6 +3,7 @@
 ServingError
 ├── ConfigError            the configuration file is missing or wrong: exit 78
 ├── WeightsError           a weight file is missing, truncated or lies: exit 78
+│   └── NotWrittenError        a file of ours cannot be written
 ├── DownloadError          a checkpoint could not be fetched now: exit 1, the next start may succeed
 │   └── DiskFullError          there is no room for it
 ├── DeviceError            the device is not what the configuration asks for: exit 78
@@ -39,6 +40,13 @@ class WeightsError(ServingError):
         super().__init__(f"{path}: {problem}")
         self.path = path
         self.problem = problem
+
+
+class NotWrittenError(WeightsError):
+    """A file of weights could not be written, as on a full disk; nothing of it stays."""
+
+    def __init__(self, path: Path | str, error: OSError) -> None:
+        super().__init__(path, f"cannot be written: {error.strerror or error}")
 
 
 class DownloadError(ServingError):

@@ -19,7 +19,7 @@ PIN = re.compile(r"^([a-z0-9.-]+)==(\S+)$", re.MULTILINE)
 # Where `pip install --group NAME` of a generated project begins.
 GROUPS = {
     "api": ["fastapi", "httptools", "uvicorn", "uvloop"],
-    "worker": ["huggingface-hub", "jinja2", "numpy", "safetensors", "torch", "transformers"],
+    "worker": ["huggingface-hub", "jinja2", "numpy", "safetensors", "tokenizers", "torch", "transformers"],
     "dev": ["httpx2", "mypy", "pytest", "ruff", "types-pyyaml"],
     "both": ["msgspec", "prometheus-client", "pyyaml", "pyzmq", "pip"],
 }

@@ -115,6 +115,29 @@ def test_kernels_equal_their_twin(isa: str, seed: int) -> None:
         assert torch.equal(candidates.token_ids, token_ids)
 
 
+def rows_hard_to_estimate(vocab_size: int) -> torch.Tensor:
+    """A sample of these rows says little: equal values, few values, an order, all the weight in one place."""
+    torch.manual_seed(0)
+    normal = torch.randn(vocab_size)
+    one_block = torch.where(torch.arange(vocab_size) // 512 == 3, normal, normal - 9)
+    repeated = normal[: (vocab_size + 31) // 32].repeat_interleave(32)[:vocab_size]
+    return torch.stack(
+        [normal * 0, (normal > 1).float(), normal.round(), normal.sort().values, repeated, one_block, normal * 40]
+    )
+
+
+@every_isa
+@pytest.mark.parametrize("filters", [{"top_p": 0.9}, {"top_p": 0.5, "min_p": 0.2}, {"typical_p": 0.7}, {"top_p": 1e-9}])
+def test_filters_of_rows_that_are_hard_to_estimate(filters: dict[str, float]) -> None:
+    """The answer is exact where the sample that it is looked for with misleads."""
+    logits = rows_hard_to_estimate(20011)
+
+    for uniform in (0.0, 0.4, 1 - 2**-40):
+        rows = [SamplingRow(uniform=uniform, **filters)] * len(logits)
+        drawn = [choice.token_id for choice in sampling.sample(logits, rows)]
+        assert drawn == [token_id for token_id, *_ in sampling_twin.sample(logits, rows)]
+
+
 @pytest.mark.skipif(len(kernels.isas()) < 2, reason="fewer than two instruction sets to compare")
 def test_instruction_sets_give_the_same_bits() -> None:
     """Another processor draws the same tokens with the same log probabilities, bit for bit."""

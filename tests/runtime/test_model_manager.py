@@ -48,7 +48,7 @@ class Loads:
                 super().close()
                 loads.closed.append(self.status.id)
 
-        return Closing(ModelStatus(id=config.id), memory=self.memory(config))
+        return Closing(ModelStatus(id=config.id))
 
     def manager(self, *configs, memory_bytes=1000, **swap):
         server = server_config(*(configs or SMALL), swap=swap_config(**swap), memory_bytes=memory_bytes)

@@ -160,6 +160,20 @@ def test_a_pull_prepares_for_this_processor_and_prepared_files_can_go(
     assert store.models() == [model]
 
 
+def test_what_was_prepared_from_a_folder_is_shown_and_can_go(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that is served as it lies has prepared files too, which take room like any other."""
+    assert main(["prepare", str(SAMPLE)]) == 0
+    capsys.readouterr()
+    assert main(["list", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["uri"], found["pulled"]) == (str(SAMPLE), None)
+    assert found["prepared_bytes"] > 0
+    assert main(["list"]) == 0
+
+    assert main(["rm", "--prepared", str(SAMPLE)]) == 0
+    assert store.prepared_elsewhere() == []
+
+
 def test_a_model_answers_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     """The text goes to stdout; how fast it came, to stderr."""
     assert main(["run", str(SAMPLE), "def read(", "--raw", "--max-tokens", "8", "--temperature", "0"]) == 0
@@ -296,7 +310,7 @@ class OneModel:
     """A worker with one model called `a/b`, which is in use: it can be loaded and not unloaded."""
 
     def list_models(self) -> list[dict[str, object]]:
-        return [{"id": "a/b"}]
+        return [{"id": "a/b", "residency": "unloaded", "memory_bytes": 0, "dtype": "", "problem": "no room"}]
 
     async def load_model(self, name: str) -> ModelAnswer:
         if name != "a/b":
@@ -326,11 +340,14 @@ def operations_port(models: OneModel | None) -> Iterator[str]:
     thread.start()
     server = OperationsServer(Healthy(), host="127.0.0.1", port=0, models=models)
     asyncio.run_coroutine_threadsafe(server.start(), loop).result()
-    yield f"http://127.0.0.1:{server.port}"
-    asyncio.run_coroutine_threadsafe(server.close(), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+    try:
+        yield f"http://127.0.0.1:{server.port}"
+    finally:
+        # Else a test that fails would keep the whole run from ending.
+        asyncio.run_coroutine_threadsafe(server.close(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 @pytest.mark.parametrize(
@@ -352,10 +369,21 @@ def test_a_worker_is_asked_to_load_and_unload(
     assert line in captured.out + captured.err
 
 
+def test_a_workers_models_are_listed_with_where_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Which are in its memory, how large, and why one is not."""
+    with operations_port(OneModel()) as url:
+        assert main(["list", "--url", url]) == 0
+
+    head, line = capsys.readouterr().out.splitlines()
+    assert head.split() == ["MODEL", "RESIDENCY", "MEMORY", "PRECISION", "PROBLEM"]
+    assert line.split(maxsplit=4) == ["a/b", "unloaded", "-", "-", "no room"]
+
+
 def test_an_api_server_has_no_models_to_load(capsys: pytest.CaptureFixture[str]) -> None:
     """The wrong port is said to be the wrong port."""
     with operations_port(None) as url:
         assert main(["load", "a/b", "--url", url]) == 2
+        assert main(["list", "--url", url]) == 2
 
     assert "name a worker's operations port" in capsys.readouterr().err
 

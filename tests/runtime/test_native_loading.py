@@ -20,7 +20,7 @@ from flashgen_runtime.engine import native_loading
 from flashgen_runtime.engine.batch import build_batch
 from flashgen_runtime.engine.native_decoder import NativeDecoder, decoder_recipe, load_native
 from flashgen_runtime.engine.native_encoder import load_native_encoder
-from flashgen_runtime.engine.prepare import best_layout, prepare, prepared_files
+from flashgen_runtime.engine.prepare import best_layout, prepare
 from flashgen_runtime.engine.request import Request
 from flashgen_runtime.engine.sampling_params import SamplingParams
 from flashgen_runtime.engine.scheduler import Chunk
@@ -30,6 +30,7 @@ from flashgen_runtime.kernels.panels import Layout
 from flashgen_runtime.loader.access import WeightAccess
 from flashgen_runtime.loader.safetensors_header import read_header
 from flashgen_runtime.loader.store import Store
+from flashgen_runtime.loader.tensors import CheckpointTensors
 from tests.runtime.test_native_decoder import CONFIGS, save
 
 BLOCK_SIZE = 32
@@ -215,6 +216,27 @@ def test_a_changed_checkpoint_is_prepared_again(checkpoint: Path, store: Store, 
     assert first.path.exists()
 
 
+@pytest.mark.parametrize("way", ["packed", "prepared"])
+def test_a_checkpoint_that_is_replaced_while_it_is_read(
+    way: str, checkpoint: Path, access: WeightAccess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of two checkpoints are never mixed: the load fails and names the file, and nothing is left of it."""
+    read = CheckpointTensors.read
+    file = checkpoint / "model.safetensors"
+
+    def replacing(self: CheckpointTensors, name: str) -> torch.Tensor:
+        if "layers.2" in name and not file.with_name("old").exists():
+            file.rename(file.with_name("old"))
+            shutil.copyfile(file.with_name("old"), file)
+        return read(self, name)
+
+    monkeypatch.setattr(CheckpointTensors, "read", replacing)
+
+    with pytest.raises(WeightsError, match="safetensors: was changed"):
+        load(checkpoint, None if way == "packed" else access, quantization="int8")
+    assert not list(access.store.root.rglob("*.safetensors"))
+
+
 def test_several_that_ask_at_once_make_one_file(checkpoint: Path, store: Store) -> None:
     """Of four processes' worth of callers one makes the file, the others wait for it."""
     with ThreadPoolExecutor(4) as pool:
@@ -294,8 +316,8 @@ def test_models_of_the_store_are_known_by_their_digests(checkpoint: Path, store:
 
     assert info.path.parent.name == model.name
     assert not prepare(model.path, store).is_new
-    (listed,) = prepared_files(store, model)
-    assert (listed.path, listed.num_bytes, listed.dtype) == (info.path, info.num_bytes, "bfloat16")
+    (listed,) = store.prepared_files(model)
+    assert (listed, listed.stat().st_size, info.dtype) == (info.path, info.num_bytes, "bfloat16")
     decoder = load(model.path, access)
     assert torch.equal(logits(decoder), logits(load(checkpoint, None)))
 

@@ -20,8 +20,9 @@ from flashgen_runtime.errors import DiskFullError, DownloadError, WeightsError
 from flashgen_runtime.loader import fetch, save_dict
 from flashgen_runtime.loader.folder_source import FolderSource
 from flashgen_runtime.loader.locks import locked
+from flashgen_runtime.loader.manifest import MANIFEST_NAME
 from flashgen_runtime.loader.remote_files import RemoteFile
-from flashgen_runtime.loader.store import MANIFEST_NAME, Store, StoreError, UnwritableStoreError
+from flashgen_runtime.loader.store import Store, StoreError, UnwritableStoreError, stored_name
 
 
 @pytest.fixture
@@ -302,3 +303,10 @@ def test_folder_is_one_model_from_everywhere(store: Store, checkpoint: Path, mon
     monkeypatch.chdir("/")
     assert store.find(str(checkpoint)) == model
     assert store.find("./checkpoint") is None
+
+
+@pytest.mark.parametrize("length", range(50, 75))
+def test_a_name_can_be_typed(length: int) -> None:
+    """However long the address is, its name does not begin with a dash, as an option would, nor with a dot."""
+    assert stored_name("/a-.b" * length, "")[0].isalnum()
+    assert stored_name(f"/some/where/{'x-' * length}", "")[0].isalnum()

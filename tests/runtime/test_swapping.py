@@ -60,7 +60,7 @@ class Ledger:
                 time.sleep(0.0005)
                 ledger.take(config.id, -1)
 
-        return Model(ModelStatus(id=config.id), memory=ModelMemory(SIZES[config.id], 0, 0))
+        return Model(ModelStatus(id=config.id))
 
 
 async def request(manager, ledger, name, *, seconds):

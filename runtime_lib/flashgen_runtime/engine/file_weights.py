@@ -62,10 +62,10 @@ class PreparedWeights:
         self._shapes = shapes
         self._arrivals = _Arrivals(threads)
 
-    def tensor(self, name: str, parts: Sequence[str], make: Make) -> torch.Tensor:  # noqa: ARG002 (of other sources)
+    def tensor(self, name: str, _parts: Sequence[str], _make: Make) -> torch.Tensor:
         return self._take(name)
 
-    def linear(self, name: str, parts: Sequence[str], weight_format: WeightFormat) -> tuple[Panels, ...]:  # noqa: ARG002
+    def linear(self, name: str, _parts: Sequence[str], weight_format: WeightFormat) -> tuple[Panels, ...]:
         expected = self._shapes[name]
         panels = Panels(
             format=weight_format,
@@ -104,10 +104,10 @@ class RowWeights:
         self._files = files
         self._arrivals = _Arrivals(threads)
 
-    def tensor(self, name: str, parts: Sequence[str], make: Make) -> torch.Tensor:  # noqa: ARG002
+    def tensor(self, _name: str, parts: Sequence[str], make: Make) -> torch.Tensor:
         return self._take(parts[0]) if self._is_as_it_lies(parts, make) else make(*map(self._tensors.read, parts))
 
-    def linear(self, name: str, parts: Sequence[str], weight_format: WeightFormat) -> tuple[Panels, ...]:  # noqa: ARG002
+    def linear(self, _name: str, parts: Sequence[str], _weight_format: WeightFormat) -> tuple[Panels, ...]:
         return tuple(self._rows(part) for part in parts)
 
     @property

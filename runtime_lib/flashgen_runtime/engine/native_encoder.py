@@ -1,11 +1,9 @@
 """Our own encoder of the BERT family as a program of kernels: a batch of texts is one call. No transformers."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,22 +12,17 @@ from flashgen_runtime.engine.batch import FlatTokens, flat_fields
 from flashgen_runtime.engine.causal_model import ModelDescription
 from flashgen_runtime.engine.kernel_cache import FORMATS as KV_FORMATS
 from flashgen_runtime.engine.native_config import (
-    ACTIVATIONS,
-    MAX_HEAD_SIZE,
     UnsupportedConfigError,
     asked_dtype,
     dtype_name,
-    read_size,
 )
+from flashgen_runtime.engine.native_encoder_config import EncoderConfig, parse_encoder_config
+from flashgen_runtime.engine.native_encoder_weights import WORDS, EncoderWeights, Norm, build_weights, tensor_shapes
 from flashgen_runtime.engine.native_loading import FoundWeights, Recipe, find_weights
-from flashgen_runtime.engine.native_weights import FORMATS, QUANTIZED_FORMATS
 from flashgen_runtime.engine.pooling import Pooling, pool
 from flashgen_runtime.engine.streamed_program import StreamedProgram
-from flashgen_runtime.engine.weight_source import Mark, WeightSource
 from flashgen_runtime.kernels.kv_layer import TILE_SIZE, KVFormat, KVLayer
 from flashgen_runtime.kernels.library import current_isa
-from flashgen_runtime.kernels.operations import Activation
-from flashgen_runtime.kernels.panels import Panels, WeightFormat
 from flashgen_runtime.kernels.program import Program, Rows
 from flashgen_runtime.loader.access import WeightAccess
 from flashgen_runtime.loader.checkpoint import read_json
@@ -40,89 +33,6 @@ IGNORED = ("pooler.", "cls.", "embeddings.position_ids")
 
 # Models with a head lay the encoder below this name.
 PREFIX = "bert."
-
-WORDS = "embeddings.word_embeddings.weight"
-POSITIONS = "embeddings.position_embeddings.weight"
-TOKEN_TYPES = "embeddings.token_type_embeddings.weight"
-QUERIES_KEYS_VALUES = ("attention.self.query", "attention.self.key", "attention.self.value")
-
-# Weight and bias of a layer norm, [hidden_size] each, float32.
-Norm = tuple[torch.Tensor, torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncoderConfig:
-    """An encoder with learned positions and layer norms after attention and MLP."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    num_layers: int
-    num_positions: int
-    num_token_types: int
-    activation: Activation
-    norm_eps: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncoderLayer:
-    """The weights of one layer."""
-
-    queries_keys_values: tuple[Panels, ...]
-    output: tuple[Panels, ...]
-    attention_norm: Norm
-    up: tuple[Panels, ...]
-    down: tuple[Panels, ...]
-    norm: Norm
-
-    # What must have arrived for this layer.
-    mark: Mark | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncoderWeights:
-    """A whole encoder."""
-
-    # [V, hidden_size], in the model's dtype.
-    words: torch.Tensor
-
-    # [positions, hidden_size], float32, with the first token type's row in each: texts have one type.
-    positions: torch.Tensor
-    norm: Norm
-    layers: tuple[EncoderLayer, ...]
-
-    # What must have arrived for the embeddings.
-    embedding_mark: Mark | None
-
-
-def parse_encoder_config(config: Mapping[str, Any]) -> EncoderConfig:
-    """Reads `config.json`; raises `UnsupportedConfigError` with the reason why the model is not run natively."""
-    if (family := config.get("model_type")) != "bert":
-        raise UnsupportedConfigError(f"models of type `{family}`")
-    if "quantization_config" in config:
-        raise UnsupportedConfigError("quantised checkpoints")
-    if (kind := config.get("position_embedding_type", "absolute")) != "absolute":
-        raise UnsupportedConfigError(f"positions of type `{kind}`")
-    if config.get("is_decoder"):
-        raise UnsupportedConfigError("decoders of the BERT family")
-    if (activation := config.get("hidden_act", "gelu")) not in ACTIVATIONS:
-        raise UnsupportedConfigError(f"the activation `{activation}`")
-    hidden_size, num_heads = read_size(config, "hidden_size", 768), read_size(config, "num_attention_heads", 12)
-    head_size = hidden_size // num_heads
-    if head_size * num_heads != hidden_size or head_size > MAX_HEAD_SIZE or head_size % 4:
-        raise UnsupportedConfigError(f"{num_heads} heads over {hidden_size} values")
-    return EncoderConfig(
-        vocab_size=read_size(config, "vocab_size", 30522),
-        hidden_size=hidden_size,
-        intermediate_size=read_size(config, "intermediate_size", 3072),
-        num_heads=num_heads,
-        num_layers=read_size(config, "num_hidden_layers", 12),
-        num_positions=read_size(config, "max_position_embeddings", 512),
-        num_token_types=read_size(config, "type_vocab_size", 2),
-        activation=ACTIVATIONS[activation],
-        norm_eps=float(config.get("layer_norm_eps", 1e-12)),
-    )
 
 
 def load_native_encoder(
@@ -170,7 +80,7 @@ def encoder_recipe(
         raise UnsupportedConfigError("checkpoints that call the weights of norms gamma and beta")
     prefix = PREFIX if any(name.startswith(PREFIX) for name in tensors.names) else ""
     ignored = (name for name in tensors.names if name.removeprefix(prefix).startswith(IGNORED))
-    tensors.expect({prefix + name: shape for name, shape in _shapes(config)}, ignored=ignored)
+    tensors.expect({prefix + name: shape for name, shape in tensor_shapes(config)}, ignored=ignored)
     weight_dtype = asked_dtype(tree, dtype) or tensors.dtype(f"{prefix}{WORDS}")
     build = partial(build_weights, config=config, dtype=weight_dtype, quantization=quantization, prefix=prefix)
     return config, Recipe(path=path, tensors=tensors, dtype=weight_dtype, quantization=quantization, build=build)
@@ -314,79 +224,3 @@ def _build(
 def _normed(program: Program, x: Rows, norm: Norm, config: EncoderConfig) -> Rows:
     """In place."""
     return program.layer_norm(x, *norm, eps=config.norm_eps, out=x.values)
-
-
-def _shapes(config: EncoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden_size, intermediate_size = config.hidden_size, config.intermediate_size
-    yield WORDS, (config.vocab_size, hidden_size)
-    yield POSITIONS, (config.num_positions, hidden_size)
-    yield TOKEN_TYPES, (config.num_token_types, hidden_size)
-    norms = ["embeddings.LayerNorm"]
-    for layer in range(config.num_layers):
-        prefix = f"encoder.layer.{layer}."
-        for name in (*QUERIES_KEYS_VALUES, "attention.output.dense"):
-            yield f"{prefix}{name}.weight", (hidden_size, hidden_size)
-            yield f"{prefix}{name}.bias", (hidden_size,)
-        yield f"{prefix}intermediate.dense.weight", (intermediate_size, hidden_size)
-        yield f"{prefix}intermediate.dense.bias", (intermediate_size,)
-        yield f"{prefix}output.dense.weight", (hidden_size, intermediate_size)
-        yield f"{prefix}output.dense.bias", (hidden_size,)
-        norms += [f"{prefix}attention.output.LayerNorm", f"{prefix}output.LayerNorm"]
-    for norm in norms:
-        yield f"{norm}.weight", (hidden_size,)
-        yield f"{norm}.bias", (hidden_size,)
-
-
-def build_weights(
-    source: WeightSource,
-    config: EncoderConfig,
-    *,
-    dtype: torch.dtype,
-    quantization: Quantization | None,
-    prefix: str,
-) -> EncoderWeights:
-    """Takes all weights from a source; `prefix` stands before their names in the checkpoint."""
-    weight_format = QUANTIZED_FORMATS[quantization] if quantization else FORMATS[dtype]
-    words = source.tensor("words", (prefix + WORDS,), lambda table: table.to(dtype))
-    positions = source.tensor("positions", (prefix + POSITIONS, prefix + TOKEN_TYPES), _positions_of_first_type)
-    norm = _norm(source, "norm", f"{prefix}embeddings.LayerNorm")
-    embedding_mark = source.mark
-    layers = tuple(_layer(source, prefix, layer, weight_format) for layer in range(config.num_layers))
-    return EncoderWeights(words=words, positions=positions, norm=norm, layers=layers, embedding_mark=embedding_mark)
-
-
-def _positions_of_first_type(positions: torch.Tensor, token_types: torch.Tensor) -> torch.Tensor:
-    return positions.float() + token_types.float()[0]
-
-
-def _norm(source: WeightSource, name: str, part: str) -> Norm:
-    return (
-        source.tensor(f"{name}.weight", (f"{part}.weight",), lambda weight: weight.float()),
-        source.tensor(f"{name}.bias", (f"{part}.bias",), lambda bias: bias.float()),
-    )
-
-
-def _layer(source: WeightSource, prefix: str, index: int, weight_format: WeightFormat) -> EncoderLayer:
-    def linear(name: str, *parts: str) -> tuple[Panels, ...]:
-        names = [f"{prefix}encoder.layer.{index}.{part}" for part in parts]
-        return source.linear(f"layers.{index}.{name}", names, weight_format)
-
-    def norm(name: str, part: str) -> Norm:
-        return _norm(source, f"layers.{index}.{name}", f"{prefix}encoder.layer.{index}.{part}")
-
-    # In the order of a forward pass: as they are asked for, they arrive.
-    queries_keys_values = linear("queries_keys_values", *QUERIES_KEYS_VALUES)
-    output = linear("output", "attention.output.dense")
-    attention_norm = norm("attention_norm", "attention.output.LayerNorm")
-    up = linear("up", "intermediate.dense")
-    down = linear("down", "output.dense")
-    last_norm = norm("norm", "output.LayerNorm")
-    return EncoderLayer(
-        queries_keys_values=queries_keys_values,
-        output=output,
-        attention_norm=attention_norm,
-        up=up,
-        down=down,
-        norm=last_norm,
-        mark=source.mark,
-    )

@@ -23,13 +23,13 @@ from flashgen_runtime.engine.weight_source import (
     WeightSource,
     without_data,
 )
-from flashgen_runtime.errors import WeightsError
+from flashgen_runtime.errors import NotWrittenError, WeightsError
 from flashgen_runtime.freed_memory import give_back_freed_memory
 from flashgen_runtime.kernels.panels import Panels
 from flashgen_runtime.loader.access import WeightAccess
 from flashgen_runtime.loader.aligned_file import Write
 from flashgen_runtime.loader.prepared import (
-    PreparedFolder,
+    MadeFile,
     PreparedKind,
     can_prepare,
     find_prepared,
@@ -37,7 +37,6 @@ from flashgen_runtime.loader.prepared import (
     prepared_folder,
 )
 from flashgen_runtime.loader.reader import OpenFile
-from flashgen_runtime.loader.safetensors_header import SafetensorsHeader
 from flashgen_runtime.loader.store import Store
 from flashgen_runtime.loader.stream import WeightStream
 from flashgen_runtime.loader.tensors import CheckpointTensors
@@ -140,12 +139,12 @@ class Preparation(Generic[W]):
             rows.wait()
             if self._is_closed:
                 return
-            _, is_new = make_weights(self._recipe, self._access.store)
+            made = make_weights(self._recipe, self._access.store)
         except WeightsError as error:
             log.warning("weights stay as they lie", extra=fields(path=str(path), reason=str(error)))
             return
         self._is_done = not self._is_closed
-        if is_new:
+        if made.is_new:
             log.info("weights are prepared", extra=fields(path=str(path), kind=self._recipe.kind.file_name))
 
 
@@ -160,7 +159,7 @@ def find_weights(recipe: Recipe[W], access: WeightAccess | None) -> FoundWeights
         WeightsError: a file is missing or broken.
     """
     if access is None:
-        return FoundWeights(recipe.build(CheckpointWeights(recipe.tensors)), None)
+        return _packed(recipe)
     found = _find(recipe, access)
     if found is not None:
         return found
@@ -171,23 +170,23 @@ def find_weights(recipe: Recipe[W], access: WeightAccess | None) -> FoundWeights
     if not can_prepare(folder):
         reason = f"{access.store.root} cannot be written"
         log.warning("weights are packed at every start", extra=fields(path=str(recipe.path), reason=reason))
-        return FoundWeights(recipe.build(CheckpointWeights(recipe.tensors)), None)
+        return _packed(recipe)
     log.info("preparing weights", extra=fields(path=str(recipe.path), kind=recipe.kind.file_name))
     try:
         make_weights(recipe, access.store)
-    except WeightsError as error:
-        # A full disk: the model can be served all the same.
+    except NotWrittenError as error:
+        # The model can be served all the same.
         log.warning("weights are packed at every start", extra=fields(path=str(recipe.path), reason=str(error)))
-        return FoundWeights(recipe.build(CheckpointWeights(recipe.tensors)), None)
+        return _packed(recipe)
     found = _find(recipe, access)
     if found is None:
         raise WeightsError(recipe.path, "was changed while its weights were prepared")
     return found
 
 
-def make_weights(recipe: Recipe[Any], store: Store) -> tuple[SafetensorsHeader, bool]:
-    """The prepared file of a native model, and whether it was made now; raises `WeightsError`."""
-    folder: PreparedFolder = prepared_folder(store, recipe.path)
+def make_weights(recipe: Recipe[Any], store: Store) -> MadeFile:
+    """The prepared file of a native model, made unless it is there; raises as `make_prepared`."""
+    folder = prepared_folder(store, recipe.path)
     shapes = recipe.shapes().tensors
 
     def give(write: Write) -> None:
@@ -199,8 +198,7 @@ def make_weights(recipe: Recipe[Any], store: Store) -> tuple[SafetensorsHeader, 
                 write(each, tensor)
 
         recipe.build(RecordedWeights(CheckpointWeights(recipe.tensors), write_all))
-        if prepared_folder(store, recipe.path).identity != folder.identity:
-            raise WeightsError(recipe.path, "was changed while its weights were prepared")
+        recipe.tensors.check_unchanged()
 
     try:
         return make_prepared(folder, recipe.kind, shapes, give)
@@ -213,6 +211,13 @@ def prepared_path(recipe: Recipe[Any], store: Store) -> Path | None:
     """The file that `find_weights` would take, if it is there."""
     header = find_prepared(prepared_folder(store, recipe.path), recipe.kind, recipe.shapes().tensors)
     return None if header is None else header.path
+
+
+def _packed(recipe: Recipe[W]) -> FoundWeights[W]:
+    """In private memory, made now."""
+    weights = recipe.build(CheckpointWeights(recipe.tensors))
+    recipe.tensors.check_unchanged()
+    return FoundWeights(weights, None)
 
 
 def _find(recipe: Recipe[W], access: WeightAccess) -> FoundWeights[W] | None:
@@ -233,6 +238,8 @@ def _rows(recipe: Recipe[W], access: WeightAccess, *, will_prepare: bool) -> Fou
     files = {path: access.open(path) for path in recipe.tensors.files}
     source = RowWeights(recipe.tensors, files, threads=access.threads)
     weights = recipe.build(source)
+    # What was read at once belongs to the files that are about to arrive.
+    recipe.tensors.check_unchanged()
     rows = source.start()
     what = "until they are prepared" if will_prepare else f"{access.store.root} cannot be written"
     log.info("weights are used as they lie, slower from 8 to 48 rows", extra=fields(path=str(recipe.path), why=what))

@@ -15,9 +15,8 @@ from flashgen_runtime.errors import WeightsError
 from flashgen_runtime.kernels.library import current_isa
 from flashgen_runtime.loader.aligned_file import Write
 from flashgen_runtime.loader.checkpoint import is_encoder, read_json
-from flashgen_runtime.loader.prepared import Layout, PreparedKind, list_prepared, make_prepared, prepared_folder
-from flashgen_runtime.loader.safetensors_header import SafetensorsHeader
-from flashgen_runtime.loader.store import Store, StoredModel
+from flashgen_runtime.loader.prepared import Layout, MadeFile, PreparedKind, make_prepared, prepared_folder
+from flashgen_runtime.loader.store import Store
 from flashgen_runtime.loader.tensors import CheckpointTensors
 
 
@@ -33,7 +32,7 @@ class PreparedInfo(NamedTuple):
     # "int8", "int4" or empty.
     quantization: str
     layout: Layout
-    is_new: bool = False
+    is_new: bool
 
 
 _FLOATS = frozenset((torch.float64, torch.float32, torch.float16, torch.bfloat16))
@@ -95,13 +94,7 @@ def prepare(
         model_type = read_json(path / "config.json").get("model_type")
         reason = "there are no kernels for this processor" if current_isa() is None else f"it is a `{model_type}`"
         raise WeightsError(path, f"has no panels: only our own classes use them, and {reason}; prepare it as `generic`")
-    return _info(*make_weights(recipe, store), recipe.kind)
-
-
-def prepared_files(store: Store, model: StoredModel) -> list[PreparedInfo]:
-    """What is prepared of a model of the store, up to date or not."""
-    found = list_prepared(prepared_folder(store, model.path).path)
-    return [PreparedInfo(file.path, file.num_bytes, *file.kind) for file in found]
+    return _info(make_weights(recipe, store), recipe.kind)
 
 
 def execution_order(names: list[str]) -> list[str]:
@@ -125,11 +118,12 @@ def _make_generic(path: Path, store: Store, dtype: DType) -> PreparedInfo:
             write(name, tensors.read(name).to(shape.dtype))
 
     kind = PreparedKind("auto" if wanted is None else dtype_name(wanted), "", "generic")
-    return _info(*make_prepared(prepared_folder(store, path), kind, shapes, give), kind)
+    return _info(make_prepared(prepared_folder(store, path), kind, shapes, give), kind)
 
 
-def _info(header: SafetensorsHeader, is_new: bool, kind: PreparedKind) -> PreparedInfo:  # noqa: FBT001 (unpacked)
-    return PreparedInfo(header.path, header.path.stat().st_size, *kind, is_new)
+def _info(made: MadeFile, kind: PreparedKind) -> PreparedInfo:
+    path = made.header.path
+    return PreparedInfo(path, path.stat().st_size, *kind, made.is_new)
 
 
 def _shape(tensors: CheckpointTensors, name: str, wanted: torch.dtype | None) -> torch.Tensor:

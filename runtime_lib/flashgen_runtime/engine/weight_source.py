@@ -28,13 +28,13 @@ class Mark(NamedTuple):
 class WeightSource(Protocol):
     """Gives weights in the order in which they are asked for; each name is asked for once."""
 
-    def tensor(self, name: str, parts: Sequence[str], make: Make) -> torch.Tensor:
+    def tensor(self, name: str, parts: Sequence[str], make: Make, /) -> torch.Tensor:
         """What `make` makes of the checkpoint's tensors `parts`; its values may not be there yet.
 
         Of a single tensor `make` changes nothing but the dtype.
         """
 
-    def linear(self, name: str, parts: Sequence[str], weight_format: WeightFormat) -> tuple[Panels, ...]:
+    def linear(self, name: str, parts: Sequence[str], weight_format: WeightFormat, /) -> tuple[Panels, ...]:
         """Linear layers of the same input, whose outputs follow one another, as one or as several.
 
         `parts` are names in the checkpoint without `.weight` and `.bias`; biases are taken where there are any.
@@ -59,10 +59,10 @@ class CheckpointWeights:
     def __init__(self, tensors: CheckpointTensors) -> None:
         self._tensors = tensors
 
-    def tensor(self, name: str, parts: Sequence[str], make: Make) -> torch.Tensor:  # noqa: ARG002 (of other sources)
+    def tensor(self, _name: str, parts: Sequence[str], make: Make) -> torch.Tensor:
         return make(*(self._tensors.read(part) for part in parts))
 
-    def linear(self, name: str, parts: Sequence[str], weight_format: WeightFormat) -> tuple[Panels, ...]:  # noqa: ARG002
+    def linear(self, _name: str, parts: Sequence[str], weight_format: WeightFormat) -> tuple[Panels, ...]:
         weights = [self._tensors.read(f"{part}.weight") for part in parts]
         has_bias = f"{parts[0]}.bias" in self._tensors.names
         biases = [self._tensors.read(f"{part}.bias") for part in parts] if has_bias else ()
@@ -80,10 +80,10 @@ class CountedWeights:
     def __init__(self, tensors: CheckpointTensors) -> None:
         self._tensors = tensors
 
-    def tensor(self, name: str, parts: Sequence[str], make: Make) -> torch.Tensor:  # noqa: ARG002
+    def tensor(self, _name: str, parts: Sequence[str], make: Make) -> torch.Tensor:
         return make(*(self._empty(part) for part in parts))
 
-    def linear(self, name: str, parts: Sequence[str], weight_format: WeightFormat) -> tuple[Panels, ...]:  # noqa: ARG002
+    def linear(self, _name: str, parts: Sequence[str], weight_format: WeightFormat) -> tuple[Panels, ...]:
         shapes = [self._tensors.shape(f"{part}.weight") for part in parts]
         has_bias = f"{parts[0]}.bias" in self._tensors.names
         out_features = sum(shape[0] for shape in shapes)

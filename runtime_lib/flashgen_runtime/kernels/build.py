@@ -33,13 +33,15 @@ ISAS: dict[str, dict[str, str]] = {
         "avx512": "x86_64_v4",
         "avx512_vnni": "x86_64_v4+avx512vnni",
         "avx512_bf16": "x86_64_v4+avx512vnni+avx512bf16",
+        "amx": "x86_64_v4+avx512vnni+avx512bf16+amx_tile+amx_int8+amx_bf16",
     },
     "aarch64": {"neon": "generic+v8_2a+fullfp16+dotprod"},
 }
 _BASE_CPUS = {"x86_64": "x86_64_v2", "aarch64": "generic"}
 
-# Compiled once per instruction set; every other source once.
+# Compiled once per instruction set; every other source once. AMX has only linear layers of its own.
 _KERNELS_SOURCE = "kernels_for_isa.cpp"
+_OTHER_SOURCES = {"amx": "linear_tiles.cpp"}
 
 # No contraction: the order of operations is the source's. No C++ library: the only dependency is glibc. Vectors of 512
 # bits are wanted where the compiler's own choice would be 256.
@@ -52,8 +54,12 @@ COMPILE_FLAGS = [
 _FLAGS = {"x86_64": ["-mprefer-vector-width=512"], "aarch64": []}
 
 
-def build(platform: str, target: Path, *, sources: Path = SOURCES, isas: Sequence[str] = ()) -> Path:
+def build(
+    platform: str, target: Path, *, sources: Path = SOURCES, isas: Sequence[str] = (), defines: Sequence[str] = ()
+) -> Path:
     """Builds the library of one platform into the folder `target`, with all of its instruction sets or some.
+
+    `defines` are names that tests define: see `FG_EMULATED_TILES`.
 
     Raises `subprocess.CalledProcessError` when the compiler refuses; its words are on stderr.
     """
@@ -62,7 +68,8 @@ def build(platform: str, target: Path, *, sources: Path = SOURCES, isas: Sequenc
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(
             pool.map(
-                lambda unit: _compile(platform, unit, sources, Path(folder)), _units(sources, isas or ISAS[platform])
+                lambda unit: _compile(platform, unit, sources, Path(folder), defines=defines),
+                _units(sources, isas or ISAS[platform]),
             )
         )
         # A name of its own until it is whole: another process may be loading the library.
@@ -132,16 +139,18 @@ def main() -> None:
 def _units(sources: Path, isas: Sequence[str] | dict[str, str]) -> Iterator[tuple[str, str | None]]:
     """Source file and instruction set of every object: in a fixed order, the long ones first."""
     for isa in isas:
-        yield _KERNELS_SOURCE, isa
+        yield _OTHER_SOURCES.get(isa, _KERNELS_SOURCE), isa
     for path in (sources / "dispatch.cpp", sources / "program.cpp", sources / "thread_pool.cpp"):
         yield path.name, None
 
 
-def _compile(platform: str, unit: tuple[str, str | None], sources: Path, folder: Path) -> Path:
+def _compile(
+    platform: str, unit: tuple[str, str | None], sources: Path, folder: Path, *, defines: Sequence[str]
+) -> Path:
     source, isa = unit
     target = folder / f"{Path(source).stem}-{isa}.o"
     cpu = ISAS[platform][isa] if isa else _BASE_CPUS[platform]
-    define = [f"-DFG_ISA={isa}"] if isa else []
+    define = [f"-D{name}" for name in [*([f"FG_ISA={isa}"] if isa else []), *defines]]
     # The path goes into no byte of the object: the compiler sees the file's name alone.
     _run(platform, cpu, *COMPILE_FLAGS, *_FLAGS[platform], *define, "-c", source, "-o", target, folder=sources)
     return target

@@ -232,7 +232,10 @@ def library_path(machine: str) -> Path | None:
 
 
 def isas() -> list[str]:
-    """Instruction sets that this processor runs, best first; empty without kernels."""
+    """Instruction sets that this processor runs, best first; empty without kernels.
+
+    The last one may be `amx`, which has never run on such a processor: it is taken only where it is named.
+    """
     kernels = library()
     return _isas(kernels) if kernels else []
 
@@ -241,6 +244,11 @@ def current_isa() -> str | None:
     """The instruction set in use; None without kernels."""
     kernels = library()
     return str(kernels.current_isa().decode()) if kernels else None
+
+
+def rounds_to_bf16() -> bool:
+    """Whether the kernels of this processor round to bfloat16 what they multiply with bfloat16: it has dot products."""
+    return current_isa() in ("avx512_bf16", "amx")
 
 
 def select_isa(name: str) -> None:

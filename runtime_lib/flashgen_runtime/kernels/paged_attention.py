@@ -9,9 +9,18 @@ import torch
 
 from flashgen_runtime.kernels import twins
 from flashgen_runtime.kernels.kv_layer import KVFormat, KVLayer
-from flashgen_runtime.kernels.library import CAttention, CBatch, address, library
+from flashgen_runtime.kernels.library import CAttention, CBatch, address, library, rounds_to_bf16
 
-__all__ = ["AttentionBatch", "KVFormat", "KVLayer", "PagedBatch", "make_batch", "paged_attention", "store_kv"]
+__all__ = [
+    "AttentionBatch",
+    "KVFormat",
+    "KVLayer",
+    "PagedBatch",
+    "make_batch",
+    "paged_attention",
+    "rounds_factors",
+    "store_kv",
+]
 
 
 class AttentionBatch(Protocol):
@@ -165,6 +174,11 @@ def paged_attention(
         out.stride(0),
     )
     return out
+
+
+def rounds_factors(layer: KVLayer) -> bool:
+    """Whether the kernels of this processor round queries and weights of the softmax to bfloat16 over such a cache."""
+    return layer.format in (KVFormat.BF16, KVFormat.INT8) and rounds_to_bf16()
 
 
 def _with_dense_heads(x: torch.Tensor) -> torch.Tensor:

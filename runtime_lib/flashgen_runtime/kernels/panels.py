@@ -14,7 +14,7 @@ from enum import IntEnum
 import torch
 
 from flashgen_runtime.kernels.huge_pages import zero_bytes
-from flashgen_runtime.kernels.library import CLinear, address, current_isa, library
+from flashgen_runtime.kernels.library import CLinear, address, library, rounds_to_bf16
 from flashgen_runtime.kernels.linear_twin import (
     Rounded,
     linear_float,
@@ -334,11 +334,6 @@ def _linear_on_torch(x: torch.Tensor, panels: Panels) -> torch.Tensor:
     if panels.bias is not None:
         y += panels.bias
     return y.view(*x.shape[:-1], panels.out_features)
-
-
-def rounds_to_bf16() -> bool:
-    """Whether the kernels of this processor round activations to bfloat16 before they multiply bfloat16 weights."""
-    return current_isa() == "avx512_bf16"
 
 
 def _unpack_rows(panels: Panels) -> torch.Tensor:

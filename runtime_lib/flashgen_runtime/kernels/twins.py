@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.nn.functional import gelu, silu
 
-from flashgen_runtime.kernels.kv_layer import KVLayer
+from flashgen_runtime.kernels.kv_layer import TILE_SIZE, KVLayer
 
 # A group of decoding sequences gathers at most this many tokens of the cache at once.
 MAX_GATHERED_TOKENS = 16384
@@ -86,8 +86,12 @@ def paged_attention(
     softcap: float | None,
     sinks: torch.Tensor | None,
     is_causal: bool,
+    rounds: bool = False,
 ) -> torch.Tensor:
-    """[T, H, value_size], float32; sequences with one token each are padded together, the others go one by one."""
+    """[T, H, value_size], float32; sequences with one token each are padded together, the others go one by one.
+
+    `rounds`: queries and weights are rounded to bfloat16, as kernels do it where `rounds_factors` says so.
+    """
     num_tokens, num_heads, _ = queries.shape
     out = torch.empty(num_tokens, num_heads, layer.value_size, device=queries.device)
     for sequences in _groups(starts, kv_lens):
@@ -99,17 +103,23 @@ def paged_attention(
         is_seen = _is_seen(places, ends, query_len=query_len, window=window, is_causal=is_causal)
 
         blocks = block_tables[sequences[0] : sequences[-1] + 1, places // layer.block_size]
-        keys, values = layer.read((blocks * layer.block_size + places % layer.block_size).flatten())
-        keys, values = (part.view(len(sequences), -1, *part.shape[1:]) for part in (keys, values))
+        slots = (blocks * layer.block_size + places % layer.block_size).flatten()
+        keys, values = (part.view(len(sequences), -1, *part.shape[1:]) for part in layer.read(slots))
         # What lies behind a sequence's end may be anything, and 0 * NaN is NaN.
         values = values.masked_fill((places >= ends)[..., None, None], 0.0)
 
-        grouped = queries[rows].float().view(*rows.shape, layer.num_kv_heads, -1, layer.key_size)
-        scores = torch.einsum("bthgd,bkhd->bhgtk", grouped, keys) * scaling
+        grouped = queries[rows].float().view(*rows.shape, layer.num_kv_heads, -1, layer.key_size) * scaling
+        if rounds:
+            grouped = grouped.bfloat16().float()
+        scores = torch.einsum("bthgd,bkhd->bhgtk", grouped, keys)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         scores = scores.masked_fill(~is_seen[:, None, None], -torch.inf)
-        weights = _softmax(scores, sinks)
+        if rounds:
+            scales = _value_scales(layer, slots).view(len(sequences), -1, layer.num_kv_heads)
+            weights = _rounded_softmax(scores, sinks, scales.permute(0, 2, 1)[:, :, None, None])
+        else:
+            weights = _softmax(scores, sinks)
         out[rows] = torch.einsum("bhgtk,bkhv->bthgv", weights, values).flatten(2, 3)
     return out
 
@@ -150,6 +160,40 @@ def _is_seen(
     if window is not None:
         is_seen = is_seen & (distance.abs() < window)
     return is_seen
+
+
+def _value_scales(layer: KVLayer, slots: torch.Tensor) -> torch.Tensor:
+    """[T, H_kv]: what stored values are multiplied with."""
+    if layer.value_scales is None:
+        return torch.ones(len(slots), layer.num_kv_heads, device=layer.device)
+    return layer.value_scales[slots // TILE_SIZE, :, slots % TILE_SIZE]
+
+
+def _rounded_softmax(scores: torch.Tensor, sinks: torch.Tensor | None, scales: torch.Tensor) -> torch.Tensor:
+    """`_softmax` with weights that are rounded, times the scales, as they are when a tile of keys is added up.
+
+    Until then the largest score is that of the tiles so far. What the weights sum to is not rounded.
+    """
+    num_keys = scores.shape[-1]
+    tiles, scales = _in_tiles(scores, -torch.inf), _in_tiles(scales.nan_to_num(1), 1)
+    highest = tiles.amax(-1).cummax(-1).values
+    total = torch.zeros_like(highest[..., -1])
+    if sinks is not None:
+        sink = sinks.float().view(1, *scores.shape[1:3], 1)
+        highest = highest.maximum(sink[..., None])
+        total = total + (sink - highest[..., -1]).exp()
+    base = torch.where(highest == -torch.inf, 0, highest)[..., None]
+    weights, factors = (tiles - base).exp(), (base - base[..., -1:, :]).exp()
+    total = total + (weights * factors).sum((-1, -2))
+    rounded = (weights * scales).bfloat16().float() / scales
+    summed: torch.Tensor = (rounded * factors).flatten(-2)
+    return summed[..., :num_keys] / total[..., None]
+
+
+def _in_tiles(x: torch.Tensor, value: float) -> torch.Tensor:
+    """[..., keys] → [..., tiles, 32], filled up."""
+    padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % TILE_SIZE), value=value)
+    return padded.view(*x.shape[:-1], -1, TILE_SIZE)
 
 
 def _softmax(scores: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:

@@ -9,11 +9,13 @@ from typing import Literal
 from flashgen_runtime.config import WeightsConfig
 from flashgen_runtime.errors import WeightsError
 from flashgen_runtime.loader.aligned_file import CHECKSUM_KEY
+from flashgen_runtime.loader.fetch import READ_BYTES
+from flashgen_runtime.loader.manifest import MANIFEST_NAME, StoredModel, read_manifest
 from flashgen_runtime.loader.memory import DEFAULT_THREADS
 from flashgen_runtime.loader.opening import Mode, open_weights
 from flashgen_runtime.loader.reader import OpenFile
 from flashgen_runtime.loader.safetensors_header import SafetensorsHeader
-from flashgen_runtime.loader.store import MANIFEST_NAME, READ_BYTES, Store, default_root
+from flashgen_runtime.loader.store import Store, default_root
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +48,15 @@ class WeightAccess:
         """Compares a model of the store with its manifest as far as `verify` says; raises `WeightsError`."""
         if self.verify == "none" or not (path / MANIFEST_NAME).is_file():
             return
-        model = Store(path.parent.parent).get(path.name)
+        manifest = read_manifest(path)
         if self.verify == "sha256":
-            self.store.verify(model)
+            self.store.verify(StoredModel(name=path.name, path=path, manifest=manifest))
             return
-        for file in model.manifest.files:
+        for file in manifest.files:
             found = path / file.name
             if not found.is_file() or found.stat().st_size != file.size:
-                raise WeightsError(found, f"is not what was pulled: it should have {file.size} bytes; pull it again")
+                problem = f"is not what was pulled, which had {file.size} bytes: remove the model and pull it again"
+                raise WeightsError(found, problem)
 
     def is_sound(self, header: SafetensorsHeader) -> bool:
         """Whether a file with a checksum of ours passes it; `True` where `verify` does not ask for that."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from flashgen_runtime.errors import WeightsError
+from flashgen_runtime.errors import NotWrittenError
 from flashgen_runtime.loader.reader import DTYPES
 
 LAYOUT_KEY = "flashgen.layout"
@@ -53,7 +53,7 @@ def write_aligned(
         mode: permissions of the file; `None` leaves them to the process's umask.
 
     Raises:
-        WeightsError: it cannot be written, as on a full disk.
+        NotWrittenError: it cannot be written, as on a full disk; a `WeightsError`.
     """
     ordered = in_aligned_order(shapes)
     size = sum(shapes[name].nbytes for name in ordered)
@@ -84,7 +84,7 @@ def write_aligned(
                         write_all(descriptor, piece)
             os.pwrite(descriptor, header_of(shapes, ordered, {**metadata, CHECKSUM_KEY: digest.hexdigest()}), 0)
     except OSError as error:
-        raise WeightsError(path, f"cannot be written: {error.strerror or error}") from error
+        raise NotWrittenError(path, error) from error
 
 
 def in_aligned_order(tensors: Mapping[str, torch.Tensor]) -> list[str]:

@@ -9,6 +9,9 @@ from flashgen_runtime.errors import WeightsError
 
 MANIFEST_NAME = "flashgen-manifest.json"
 
+# In the metadata of prepared files (see `loader.prepared`): the checkpoint's folder.
+CHECKPOINT_KEY = "flashgen.checkpoint"
+
 
 class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
     """One file of a stored checkpoint."""
@@ -43,6 +46,16 @@ class StoredModel(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     path: Path
     manifest: Manifest
+
+
+class PreparedElsewhere(msgspec.Struct, frozen=True, kw_only=True):
+    """What was prepared from a checkpoint that is not in the store."""
+
+    name: str
+
+    # The checkpoint's folder; empty where the files do not tell.
+    checkpoint: str
+    files: list[Path]
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -7,33 +7,36 @@ noticed and made anew, and whoever asks while it is made waits for it. Files app
 they may be mapped: their pages are shared between processes, and a model that is swapped out costs nothing to drop.
 """
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 
-from flashgen_runtime.errors import WeightsError
+from flashgen_runtime.errors import NotWrittenError, WeightsError
 from flashgen_runtime.loader.aligned_file import LAYOUT, LAYOUT_KEY, Write, in_aligned_order, write_aligned
+from flashgen_runtime.loader.locks import locked
+from flashgen_runtime.loader.manifest import CHECKPOINT_KEY, MANIFEST_NAME, read_manifest
 from flashgen_runtime.loader.reader import DTYPES
 from flashgen_runtime.loader.safetensors_header import SafetensorsHeader, read_header
-from flashgen_runtime.loader.store import MANIFEST_NAME, Store, stored_name
+from flashgen_runtime.loader.store import Store, stored_name
 
 # Raised whenever the layout of panels, the rounding or the order of tensors changes: files of other versions are stale.
 VERSION = "1"
 
 DIGEST_KEY = "flashgen.prepared"
-CHECKPOINT_KEY = "flashgen.checkpoint"
 
 # "panels": what the kernels read, on every processor alike. "generic": the checkpoint's own tensors, rows and names,
 # which every reader takes.
 Layout = Literal["panels", "generic"]
+
+# What a checkpoint's files are called that decide what is prepared from it.
+_DECISIVE = (".safetensors", ".json")
 
 # The store never changes a file, and nobody else shall.
 _READ_ONLY = 0o444
@@ -65,6 +68,15 @@ class PreparedFolder(NamedTuple):
 
     # For people: the checkpoint's folder.
     checkpoint: str
+
+
+class MadeFile(NamedTuple):
+    """A prepared file that is there."""
+
+    header: SafetensorsHeader
+
+    # Whether it was made by this call.
+    is_new: bool
 
 
 def prepared_folder(store: Store, checkpoint: Path) -> PreparedFolder:
@@ -102,7 +114,7 @@ def make_prepared(
     give: Callable[[Write], None],
     *,
     metadata: Mapping[str, str] | None = None,
-) -> tuple[SafetensorsHeader, bool]:
+) -> MadeFile:
     """The file of this kind, made unless it is there; of several that ask at once one makes it.
 
     Args:
@@ -112,16 +124,17 @@ def make_prepared(
         give: hands out their values, as `write_aligned` wants it.
         metadata: what the file says besides.
 
-    Returns:
-        Its header, and whether it was made now. Raises `WeightsError` if it cannot be written.
+    Raises:
+        NotWrittenError: it cannot be written, as on a full disk; a `WeightsError`.
+        WeightsError: what `give` raises.
     """
     path = folder.path / kind.file_name
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.lock):
+        with locked(folder.lock):
             found = find_prepared(folder, kind, shapes)
             if found is not None:
-                return found, False
+                return MadeFile(found, is_new=False)
             _remove_parts(path)
             own = {
                 "format": "pt",
@@ -131,34 +144,14 @@ def make_prepared(
             }
             write_aligned(path, shapes, own | dict(metadata or {}), give, mode=_READ_ONLY)
     except OSError as error:
-        raise WeightsError(error.filename or path, f"cannot be written: {error.strerror or error}") from error
-    return read_header(path), True
+        raise NotWrittenError(error.filename or path, error) from error
+    return MadeFile(read_header(path), is_new=True)
 
 
 def can_prepare(folder: PreparedFolder) -> bool:
     """Whether files can be written there."""
     parent = next(path for path in (folder.path, *folder.path.parents) if path.exists())
     return os.access(parent, os.W_OK)
-
-
-class PreparedFile(NamedTuple):
-    """A prepared file, for listings."""
-
-    path: Path
-    kind: PreparedKind
-    num_bytes: int
-
-
-def list_prepared(folder: Path) -> list[PreparedFile]:
-    """The prepared files in a folder below `<store>/prepared`, by name."""
-    return [
-        PreparedFile(path, _kind_of(path.stem), path.stat().st_size) for path in sorted(folder.glob("*.safetensors"))
-    ]
-
-
-def _kind_of(stem: str) -> PreparedKind:
-    dtype, *quantization, layout = stem.split("-")
-    return PreparedKind(dtype, "".join(quantization), "generic" if layout == "generic" else "panels")
 
 
 def _holds(header: SafetensorsHeader, shapes: Mapping[str, torch.Tensor]) -> bool:
@@ -177,15 +170,15 @@ def _digest(folder: PreparedFolder, kind: PreparedKind) -> str:
 
 
 def _manifest_identity(checkpoint: Path) -> str:
-    manifest = json.loads((checkpoint / MANIFEST_NAME).read_bytes())
-    files = [[file["name"], file["size"], file["sha256"]] for file in manifest["files"]]
-    return _sha256_of(sorted(file for file in files if file[0].endswith((".safetensors", ".json"))))
+    files = sorted(read_manifest(checkpoint).files, key=lambda file: file.name)
+    return _sha256_of([[file.name, file.size, file.sha256] for file in files if file.name.endswith(_DECISIVE)])
 
 
 def _stat_identity(checkpoint: Path) -> str:
-    files = [path for pattern in ("*.safetensors", "*.json") for path in checkpoint.glob(pattern)]
-    found = [(path.name, path.stat()) for path in sorted(files)]
-    return _sha256_of([[name, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns] for name, stat in found])
+    files = sorted(path for path in checkpoint.iterdir() if path.name.endswith(_DECISIVE))
+    # Without the device's number: a volume has another one after each restart of its machine.
+    found = [(path.name, path.stat()) for path in files]
+    return _sha256_of([[name, stat.st_ino, stat.st_size, stat.st_mtime_ns] for name, stat in found])
 
 
 def _sha256_of(value: Sequence[object]) -> str:
@@ -197,15 +190,3 @@ def _remove_parts(path: Path) -> None:
     for part in path.parent.glob(f".{path.name}.*.part"):
         with suppress(FileNotFoundError):
             part.unlink()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Waits until nobody else makes files of this checkpoint; the lock ends with the process that holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

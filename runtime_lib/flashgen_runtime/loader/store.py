@@ -9,7 +9,6 @@ A model exists when its folder stands below `models`: that folder gets its name 
 complete, checked and on the disk. So whatever kills a pull, nothing ever looks complete that is not.
 """
 
-import contextlib
 import hashlib
 import logging
 import os
@@ -19,12 +18,8 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
-
 from flashgen_runtime.errors import DiskFullError, DownloadError, WeightsError
-from flashgen_runtime.loader.checkpoint import read_headers
 from flashgen_runtime.loader.fetch import (
-    READ_BYTES,
     StoreError,
     UnwritableStoreError,
     fetch_files,
@@ -34,24 +29,33 @@ from flashgen_runtime.loader.fetch import (
 )
 from flashgen_runtime.loader.hub_source import cached_repository, is_offline
 from flashgen_runtime.loader.locks import locked, try_locked
-from flashgen_runtime.loader.manifest import MANIFEST_NAME, Manifest, StoredFile, StoredModel, read_manifest
+from flashgen_runtime.loader.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    PreparedElsewhere,
+    StoredModel,
+    read_manifest,
+)
 from flashgen_runtime.loader.remote_files import Progress, RemoteFile, Source, total_bytes
-from flashgen_runtime.loader.safetensors_header import read_header
 from flashgen_runtime.loader.sources import canonical_uri, is_hub_id, source_of
+from flashgen_runtime.loader.store_folders import (
+    check_weights,
+    checkpoint_of,
+    finish,
+    remove_tree,
+    tree_bytes,
+    weight_files,
+)
 from flashgen_runtime.logs import fields
 
 __all__ = [
-    "MANIFEST_NAME",
-    "READ_BYTES",
-    "Manifest",
+    "PreparedElsewhere",
     "Store",
     "StoreError",
-    "StoredFile",
     "StoredModel",
     "UnknownModelError",
     "UnwritableStoreError",
     "default_root",
-    "sha256_of",
     "stored_name",
 ]
 
@@ -181,7 +185,15 @@ class Store:
 
     def prepared_files(self, model: StoredModel) -> list[Path]:
         """What was prepared from a model."""
-        return sorted((self.root / "prepared" / model.name).glob("*.safetensors"))
+        return weight_files(self.root / "prepared" / model.name)
+
+    def prepared_elsewhere(self) -> list[PreparedElsewhere]:
+        """What was prepared from checkpoints that lie elsewhere, or were removed by hand."""
+        return [
+            PreparedElsewhere(name=folder.name, checkpoint=checkpoint_of(files[0]), files=files)
+            for folder in sorted((self.root / "prepared").glob("*"))
+            if not self._has(folder.name) and (files := weight_files(folder))
+        ]
 
     def remove(self, model: StoredModel) -> int:
         """Takes a model and what was prepared from it out of the store; gives the number of bytes.
@@ -191,8 +203,8 @@ class Store:
         with locked(self._lock(model.name)):
             return self._bury(model.path) + self.remove_prepared(model)
 
-    def remove_prepared(self, model: StoredModel) -> int:
-        """Removes what was prepared from a model, when nobody prepares it any more; gives the number of bytes."""
+    def remove_prepared(self, model: StoredModel | PreparedElsewhere) -> int:
+        """Removes what was prepared from a checkpoint, when nobody prepares it any more; gives the number of bytes."""
         with locked(self._lock(f"prepared-{model.name}")):
             return self._bury(self.root / "prepared" / model.name)
 
@@ -201,10 +213,10 @@ class Store:
         freed = 0
         for folder in sorted((self.root / "partial").glob("*")):
             if folder.name.startswith(_GRAVE):
-                freed += _remove_tree(folder)
+                freed += remove_tree(folder)
                 continue
             with try_locked(self._lock(folder.name)) as is_ours:
-                freed += _remove_tree(folder) if is_ours else 0
+                freed += remove_tree(folder) if is_ours else 0
         return freed
 
     def _source_or_model(self, uri: str, revision: str | None) -> Source | StoredModel:
@@ -246,7 +258,7 @@ class Store:
         stored = fetch_files(source, partial, progress=progress, present=present)
         if source.list_files() != source.files:
             raise DownloadError(source.uri, "changed while it was fetched; pull it again")
-        _check_weights(partial)
+        check_weights(partial)
         manifest = Manifest(
             uri=source.uri,
             revision=source.revision,
@@ -254,7 +266,7 @@ class Store:
             files=stored,
             reference=reference,
         )
-        _finish(partial, manifest)
+        finish(partial, manifest)
         target = self.root / "models" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.replace(target)
@@ -279,7 +291,7 @@ class Store:
 
     def _check_room(self, source: Source, folder: Path, present: dict[str, Path]) -> None:
         files: list[RemoteFile] = [file for file in source.files if file.sha256 not in present]
-        needed = total_bytes(files) - _tree_bytes(folder)
+        needed = total_bytes(files) - tree_bytes(folder)
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise DiskFullError(source.uri, self.root, needed=needed, free=free)
@@ -292,7 +304,7 @@ class Store:
             folder.replace(grave)
         except FileNotFoundError:
             return 0
-        return _remove_tree(grave)
+        return remove_tree(grave)
 
     def _lock(self, name: str) -> Path:
         """The file that is held while somebody works on a model."""
@@ -309,50 +321,11 @@ def default_root() -> Path:
 
 def stored_name(uri: str, revision: str) -> str:
     """A folder's name for a model: readable, and different for every source and revision."""
-    readable = re.sub(r"[^A-Za-z0-9.]+", "-", uri.split("://")[-1]).strip("-.")[-60:]
+    # Stripped after it was cut: what begins with a dash is an option on a command line.
+    readable = re.sub(r"[^A-Za-z0-9.]+", "-", uri.split("://")[-1])[-60:].strip("-.")
     digest = hashlib.sha256(f"{uri}\0{revision}".encode()).hexdigest()[:12]
     return f"{readable or 'model'}-{digest}"
 
 
 def _reference(revision: str | None) -> str:
     return "" if revision is None or _COMMIT.fullmatch(revision) else revision
-
-
-def _check_weights(folder: Path) -> None:
-    """Raises unless there are weights and all of their headers are sound."""
-    read_headers(folder)
-    for path in folder.glob("*.safetensors"):
-        read_header(path)
-
-
-def _finish(folder: Path, manifest: Manifest) -> None:
-    """Makes files read-only and safe on the disk, throws away what is not the checkpoint's, writes the manifest.
-
-    In this order, so that what is killed while gigabytes go to the disk need not be fetched again.
-    """
-    names = {file.name for file in manifest.files}
-    for name in names:
-        (folder / name).chmod(0o444)
-        sync(folder / name)
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_file() and path.relative_to(folder).as_posix() not in names:
-            path.unlink()
-        elif path.is_dir():
-            with contextlib.suppress(OSError):
-                path.rmdir()
-    (folder / MANIFEST_NAME).write_bytes(msgspec.json.encode(manifest))
-    (folder / MANIFEST_NAME).chmod(0o444)
-    sync(folder / MANIFEST_NAME)
-    for path in (*folder.rglob("*"), folder):
-        if path.is_dir():
-            sync(path)
-
-
-def _tree_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _remove_tree(folder: Path) -> int:
-    num_bytes = _tree_bytes(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    return num_bytes

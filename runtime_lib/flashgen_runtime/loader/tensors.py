@@ -11,7 +11,7 @@ import torch
 
 from flashgen_runtime.errors import WeightsError
 from flashgen_runtime.loader.checkpoint import read_headers
-from flashgen_runtime.loader.reader import torch_dtype
+from flashgen_runtime.loader.reader import IDENTITY, check_same, named_errors, torch_dtype
 from flashgen_runtime.loader.safetensors_header import SafetensorsHeader, TensorEntry
 
 # What our own models compute with.
@@ -24,6 +24,8 @@ class CheckpointTensors:
     def __init__(self, path: Path) -> None:
         """Raises `WeightsError` for a file that is missing or broken."""
         self._path = path
+        # Before the headers: whatever changes after them is noticed.
+        self._found = {file: file.stat() for file in path.glob("*.safetensors")}
         self._headers = {name: header for header in read_headers(path) for name in header.tensors}
         self.expected: Collection[str] = ()
 
@@ -85,6 +87,12 @@ class CheckpointTensors:
         if num_bytes != len(target):
             raise WeightsError(header.path, f"tensor `{name}` was truncated while it was read")
         return tensor
+
+    def check_unchanged(self) -> None:
+        """Raises `WeightsError` if a file is not any more the one whose header was read: values may be of both."""
+        for file in self.files:
+            with named_errors(file):
+                check_same(file, self._found[file], file.stat(), fields=IDENTITY)
 
     def _find(self, name: str) -> tuple[SafetensorsHeader, TensorEntry]:
         header = self._headers[name]

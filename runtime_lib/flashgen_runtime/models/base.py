@@ -21,20 +21,12 @@ class ModelMemory(NamedTuple):
         return sum(self)
 
 
-# Of fakes.
-NO_MEMORY = ModelMemory(0, 0, 0)
-
-
 class ServedModel(Protocol):
     """A model that takes requests and answers them step by step."""
 
     @property
     def status(self) -> ModelStatus:
         """What callers may know about it."""
-
-    @property
-    def memory(self) -> ModelMemory:
-        """What it takes, as `Library.measure` said before."""
 
     @property
     def has_work(self) -> bool:

@@ -6,7 +6,6 @@ from typing import NamedTuple, Protocol
 
 from flashgen_runtime.errors import RequestError
 from flashgen_runtime.messages import Embeddings, EmbedRequest, ModelStatus, Reply, WorkRequest
-from flashgen_runtime.models.base import NO_MEMORY, ModelMemory
 
 
 class TextEncoder(Protocol):
@@ -66,7 +65,6 @@ class EmbeddingsModel:
         encoder: runs the model.
         tokenizer: encodes texts; `prepare` calls it from another thread than the engine's.
         max_num_batched_tokens: tokens of one forward pass; a single text that has more runs alone.
-        memory: what the model takes.
         max_wait_seconds: how long a text waits for others to fill its forward pass.
         clock: gives seconds; for tests.
     """
@@ -79,11 +77,9 @@ class EmbeddingsModel:
         tokenizer: TruncatingTokenizer,
         max_num_batched_tokens: int,
         max_wait_seconds: float = 0.0,
-        memory: ModelMemory = NO_MEMORY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._status = status
-        self._memory = memory
         self._encoder = encoder
         self._tokenizer = tokenizer
         self._max_num_batched_tokens = max_num_batched_tokens
@@ -97,10 +93,6 @@ class EmbeddingsModel:
     @property
     def status(self) -> ModelStatus:
         return self._status
-
-    @property
-    def memory(self) -> ModelMemory:
-        return self._memory
 
     @property
     def has_work(self) -> bool:

@@ -119,7 +119,6 @@ def _text_generation(
             tokenizer=tokenizer,
             chat_template=template,
             sources=_checked(config, model.vocab_size, read_generation_params(path), config.generation_params),
-            memory=measure_model(config, engine_config, path),
         )
     except BaseException:
         model.close()
@@ -139,7 +138,6 @@ def _embeddings(
             tokenizer=_tokenizer(path, encoder.vocab_size, access),
             max_num_batched_tokens=engine_config.max_num_batched_tokens,
             max_wait_seconds=engine_config.max_wait_seconds,
-            memory=measure_model(config, engine_config, path),
         )
     except BaseException:
         encoder.close()

@@ -20,7 +20,6 @@ from flashgen_runtime.messages import (
     TokenLogprob,
     WorkRequest,
 )
-from flashgen_runtime.models.base import NO_MEMORY, ModelMemory
 from flashgen_runtime.models.engine_gauges import EngineGauges
 
 Conversation = list[dict[str, Any]]
@@ -56,7 +55,6 @@ class TextGenerationModel:
         engine: runs the requests.
         tokenizer: encodes prompts; `prepare` calls it from another thread than the engine's.
         chat_template: renders conversations; without one, contents are joined by newlines.
-        memory: what the model takes.
         sources: decoding parameters below the request's own: the checkpoint's, then the spec's.
     """
 
@@ -68,10 +66,8 @@ class TextGenerationModel:
         tokenizer: Tokenizer,
         chat_template: ChatTemplate | None = None,
         sources: Sequence[GenerationParams] = (),
-        memory: ModelMemory = NO_MEMORY,
     ) -> None:
         self._status = status
-        self._memory = memory
         self._engine = engine
         self._tokenizer = tokenizer
         self._spelling = tokenizer if isinstance(tokenizer, KnowsTokenBytes) else None
@@ -84,10 +80,6 @@ class TextGenerationModel:
     @property
     def status(self) -> ModelStatus:
         return self._status
-
-    @property
-    def memory(self) -> ModelMemory:
-        return self._memory
 
     @property
     def has_work(self) -> bool:

@@ -49,7 +49,9 @@ def _pull(verbs: Verbs) -> None:
 
 
 def _list(verbs: Verbs) -> None:
-    _add_json(_verb(verbs, "list", "show", "show all models of the store"))
+    parser = _verb(verbs, "list", "show", "show all models of the store, or of a running worker")
+    parser.add_argument("--url", metavar="URL", help="a worker's operations port: shows which models are in its memory")
+    _add_json(parser)
 
 
 def _info(verbs: Verbs) -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from flashgen_runtime.errors import DownloadError, RequestError, ServingError
+from flashgen_runtime.errors import DownloadError, NotWrittenError, RequestError, ServingError
 from flashgen_runtime.models_command.arguments import parse
 from flashgen_runtime.models_command.errors import EXIT_INTERRUPTED, AttentionError, UsageError
 from flashgen_runtime.models_command.terminal import complain
@@ -57,4 +57,5 @@ def _exit_code(error: ServingError) -> int:
 
     if isinstance(error, (UsageError, UnknownModelError, RequestError)):
         return EXIT_USAGE
-    return EXIT_NEEDS_YOU if isinstance(error, (AttentionError, DownloadError, StoreError)) else EXIT_WRONG
+    needs_you = (AttentionError, DownloadError, NotWrittenError, StoreError)
+    return EXIT_NEEDS_YOU if isinstance(error, needs_you) else EXIT_WRONG

@@ -4,32 +4,57 @@ import json
 from argparse import Namespace
 from typing import Any
 
-from flashgen_runtime.loader.store import Store, StoredModel
+from flashgen_runtime.loader.store import PreparedElsewhere, Store, StoredModel
 from flashgen_runtime.models_command.models import store_of, uri_of
 from flashgen_runtime.models_command.terminal import readable_bytes, say, table
+from flashgen_runtime.models_command.worker import list_models
 
 _HEAD = ("MODEL", "REVISION", "CHECKPOINT", "PREPARED", "PULLED", "NAME")
+_WORKER_HEAD = ("MODEL", "RESIDENCY", "MEMORY", "PRECISION", "PROBLEM")
 
 
 def list(options: Namespace) -> int:  # noqa: A001 (the verb's name)
-    """All models, one a line."""
+    """All models, one a line: of the store, or of a worker with where they are."""
+    if options.url is not None:
+        return _list_of_worker(options)
     store = store_of(options)
     models = [_described(store, model) for model in store.models()]
+    models += [_described_elsewhere(found) for found in store.prepared_elsewhere()]
     if options.json:
         say(json.dumps(models, indent=2))
         return 0
     rows = [
         (
             model["uri"],
-            model["revision"][:12],
-            readable_bytes(model["checkpoint_bytes"]),
+            model["revision"][:12] or "-",
+            readable_bytes(model["checkpoint_bytes"]) if model["pulled"] else "-",
             readable_bytes(model["prepared_bytes"]),
-            model["pulled"][:16].replace("T", " "),
+            (model["pulled"] or "not in the store")[:16].replace("T", " "),
             model["name"],
         )
         for model in models
     ]
     for line in table(_HEAD, rows):
+        say(line)
+    return 0
+
+
+def _list_of_worker(options: Namespace) -> int:
+    models = list_models(options.url)
+    if options.json:
+        say(json.dumps(models, indent=2))
+        return 0
+    rows = [
+        (
+            str(model["id"]),
+            str(model["residency"]),
+            readable_bytes(model["memory_bytes"]) if model["memory_bytes"] else "-",
+            "-".join(filter(None, (model.get("dtype"), model.get("quantization")))) or "-",
+            str(model.get("problem") or ""),
+        )
+        for model in models
+    ]
+    for line in table(_WORKER_HEAD, rows):
         say(line)
     return 0
 
@@ -55,6 +80,19 @@ def _described(store: Store, model: StoredModel) -> dict[str, Any]:
         "pulled": manifest.pulled.isoformat(),
         "checkpoint_bytes": manifest.num_bytes,
         "prepared_bytes": sum(path.stat().st_size for path in store.prepared_files(model)),
+    }
+
+
+def _described_elsewhere(found: PreparedElsewhere) -> dict[str, Any]:
+    """Prepared files without a checkpoint in the store, in the same form."""
+    return {
+        "name": found.name,
+        "uri": found.checkpoint,
+        "revision": "",
+        "reference": "",
+        "pulled": None,
+        "checkpoint_bytes": 0,
+        "prepared_bytes": sum(path.stat().st_size for path in found.files),
     }
 
 

@@ -1,4 +1,4 @@
-"""`models load` and `models unload`: calls to a running worker's operations port."""
+"""`models load`, `models unload` and `models list --url`: calls to a running worker's operations port."""
 
 import json
 from argparse import Namespace
@@ -11,6 +11,8 @@ from urllib.request import Request, urlopen
 from flashgen_runtime.models_command.errors import AttentionError, UsageError
 from flashgen_runtime.models_command.terminal import readable_bytes, say
 
+LIST_TIMEOUT_SECONDS = 10.0
+
 
 def load(options: Namespace) -> int:
     """Brings a model into the worker's memory."""
@@ -20,6 +22,19 @@ def load(options: Namespace) -> int:
 def unload(options: Namespace) -> int:
     """Takes a model out of the worker's memory."""
     return _change(options, "unload")
+
+
+def list_models(text: str) -> list[dict[str, Any]]:
+    """The models of a worker, as it says."""
+    url = _checked_url(text)
+    try:
+        return _get_models(url, timeout=LIST_TIMEOUT_SECONDS)
+    except HTTPError as error:
+        raise UsageError(f"what answers at {url} has no models: name a worker's operations port") from error
+    except URLError as error:
+        raise AttentionError(f"no worker answers at {url}: {error.reason}") from error
+    except (OSError, ValueError) as error:
+        raise AttentionError(f"what answers at {url} is no worker: {error}") from error
 
 
 def _change(options: Namespace, verb: str) -> int:
@@ -68,10 +83,15 @@ def _refusal(error: HTTPError, url: str, *, timeout: float, model: str) -> Excep
 def _known_models(url: str, *, timeout: float) -> list[str] | None:
     """The ids of a worker's models; `None` where no worker answers."""
     try:
-        with urlopen(f"{url}/models", timeout=timeout) as response:
-            return [str(status["id"]) for status in json.loads(response.read())]
+        return [str(status["id"]) for status in _get_models(url, timeout=timeout)]
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def _get_models(url: str, *, timeout: float) -> list[dict[str, Any]]:
+    with urlopen(f"{url}/models", timeout=timeout) as response:
+        models: list[dict[str, Any]] = json.loads(response.read())
+        return models
 
 
 def _problem(body: bytes) -> str | None:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from flashgen_runtime.errors import RequestError
 from flashgen_runtime.messages import Embeddings, EmbedRequest, ModelStatus, Reply, WorkRequest
-from flashgen_runtime.models.base import NO_MEMORY, ModelMemory
 from flashgen_runtime.testing.tokenizer import CharacterTokenizer
 
 FAKE_DIMENSIONS = 8
@@ -24,18 +23,13 @@ def fake_vector(text: str) -> list[float]:
 class FakeEmbeddings:
     """A `ServedModel` that answers everything it has in one step; a token is a character."""
 
-    def __init__(self, status: ModelStatus, *, memory: ModelMemory = NO_MEMORY) -> None:
+    def __init__(self, status: ModelStatus) -> None:
         self._status = status
-        self._memory = memory
         self._waiting: dict[str, _Texts] = {}
 
     @property
     def status(self) -> ModelStatus:
         return self._status
-
-    @property
-    def memory(self) -> ModelMemory:
-        return self._memory
 
     @property
     def has_work(self) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flashgen_runtime.config import ModelConfig, ServerConfig
 from flashgen_runtime.messages import GenerationParams, ModelStatus
-from flashgen_runtime.models.base import NO_MEMORY, ModelMemory, ServedModel
+from flashgen_runtime.models.base import ModelMemory, ServedModel
 from flashgen_runtime.models.text_generation import TextGenerationModel
 from flashgen_runtime.testing.embeddings import FakeEmbeddings
 from flashgen_runtime.testing.engine import FakeEngine
@@ -39,7 +39,7 @@ class FakeLibrary:
         *,
         delay_seconds: float = 0.0,
         load: Callable[[ModelConfig], ServedModel] | None = None,
-        memory: Callable[[ModelConfig], ModelMemory] = lambda _: NO_MEMORY,
+        memory: Callable[[ModelConfig], ModelMemory] = lambda _: ModelMemory(0, 0, 0),
     ) -> None:
         self._server = server
         self._delay_seconds = delay_seconds
@@ -63,7 +63,7 @@ class FakeLibrary:
 
     def _fake(self, model: ModelConfig) -> ServedModel:
         if model.task == "feature-extraction":
-            return FakeEmbeddings(_status(model), memory=self._memory(model))
+            return FakeEmbeddings(_status(model))
         engine = FakeEngine(
             max_context=model.max_context or FAKE_MAX_CONTEXT,
             max_num_seqs=self._server.engine.max_num_seqs,
@@ -74,7 +74,6 @@ class FakeLibrary:
             engine=engine,
             tokenizer=CharacterTokenizer(),
             sources=(FAKE_PARAMS, model.generation_params),
-            memory=self._memory(model),
         )
 
 

@@ -17,7 +17,8 @@ from flashgen_runtime.errors import ConfigError, RequestError, ServingError
 from flashgen_runtime.messages import ModelStatus
 from flashgen_runtime.models.base import Library, ServedModel
 from flashgen_runtime.worker.capacity import check_fits, check_preload, planned_bytes
-from flashgen_runtime.worker.mover import Mover, Retire, cannot_be_loaded
+from flashgen_runtime.worker.load_reports import cannot_be_loaded
+from flashgen_runtime.worker.mover import Mover, Retire
 from flashgen_runtime.worker.names import ids_by_name
 from flashgen_runtime.worker.residency import Slot
 from flashgen_runtime.worker.threads import run_in_daemon_thread

@@ -9,22 +9,21 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Literal, NamedTuple
 
 from flashgen_runtime import metrics
-from flashgen_runtime.config import ModelConfig, ServerConfig
-from flashgen_runtime.errors import ConfigError, RequestError, ServingError
+from flashgen_runtime.config import ServerConfig
+from flashgen_runtime.errors import RequestError
 from flashgen_runtime.logs import fields
-from flashgen_runtime.models.base import Library, ModelMemory, ServedModel
-from flashgen_runtime.worker import eviction
+from flashgen_runtime.models.base import Library, ServedModel
 from flashgen_runtime.worker.capacity import check_fits, check_preload
-from flashgen_runtime.worker.eviction import Room
-from flashgen_runtime.worker.freeing import close_model, free_after_failure
+from flashgen_runtime.worker.freeing import free_after_failure
 from flashgen_runtime.worker.host_cache import HostCache
+from flashgen_runtime.worker.load_reports import Problem, cannot_be_loaded, log_loaded, logged_problem
+from flashgen_runtime.worker.plan import Plan, UnloadReason, plan_idle, plan_load, room_in
 from flashgen_runtime.worker.prefetch import Prefetcher
 from flashgen_runtime.worker.residency import Slot
 from flashgen_runtime.worker.threads import run_in_daemon_thread
+from flashgen_runtime.worker.transfers import find, free, load
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +31,6 @@ log = logging.getLogger(__name__)
 PAUSE_SECONDS = 1.0
 
 Retire = Callable[[ServedModel], Awaitable[None]]
-UnloadReason = Literal["room", "idle", "asked"]
 
 
 class Mover:
@@ -115,15 +113,15 @@ class Mover:
         """
         if slot.memory is not None:
             return
-        path, memory = await run_in_daemon_thread(partial(_find, self._library, slot.config), name="locate")
+        path, memory = await run_in_daemon_thread(partial(find, self._library, slot.config), name="locate")
         check_fits(slot.config, memory.total_bytes, self._server)
         slot.path, slot.memory = path, memory
 
     def fail(self, slot: Slot, error: Exception) -> None:
         """Fails whoever waits for a model that cannot be loaded, and whoever asks for it in the near future."""
-        self._fail(slot, _logged(slot, error))
+        self._fail(slot, logged_problem(slot, error))
 
-    def _fail(self, slot: Slot, problem: "_Problem") -> None:
+    def _fail(self, slot: Slot, problem: Problem) -> None:
         slot.set_failed(problem.message, now=time.monotonic(), is_final=problem.is_final)
         slot.refuse_all(cannot_be_loaded(slot))
         self._show()
@@ -134,30 +132,31 @@ class Mover:
         while True:
             self._woken.clear()
             try:
-                move = self._next_move(time.monotonic())
-                if not move.is_rest:
-                    await self._carry_out(move)
+                plan = self._next(time.monotonic())
+                if not plan.is_rest:
+                    await self._carry_out(plan)
                     continue
             except Exception:
                 # Whoever waits gives up in time, and the next request tries again.
                 log.exception("models could not be moved")
-                move = _Move(wake_at=time.monotonic() + PAUSE_SECONDS)
-            await self._rest_until(move.wake_at)
+                plan = Plan(wake_at=time.monotonic() + PAUSE_SECONDS)
+            await self._rest_until(plan.wake_at)
 
-    def _next_move(self, now: float) -> "_Move":
+    def _next(self, now: float) -> Plan:
         """Unload what was asked for, load what is wanted most, unload what is idle: the first that there is to do."""
         asked = self._asked_to_unload()
         if asked is not None:
-            return _Move(unload=[asked], reason="asked")
-        move = self._next_load(now)
-        if not move.is_rest:
-            return move
-        idle_until = {slot: eviction.idle_until(slot, self._server.swap) for slot in self._slots.values()}
-        ends = {slot: end for slot, end in idle_until.items() if end is not None}
-        due = [slot for slot, end in ends.items() if end <= now]
-        if due:
-            return _Move(unload=due, reason="idle")
-        return _Move(wake_at=min([move.wake_at, *ends.values()]))
+            return Plan(unload=[asked], reason="asked")
+        slots = self._slots.values()
+        for slot in slots:
+            if slot.is_wanted and slot.memory is None:
+                self._locate_soon(slot)
+        plan = plan_load(self._server, slots, now=now)
+        self._tell(plan, now)
+        if not plan.is_rest:
+            return plan
+        idle = plan_idle(self._server, slots, now=now)
+        return idle._replace(wake_at=min(plan.wake_at, idle.wake_at))
 
     def _asked_to_unload(self) -> Slot | None:
         for model_id, done in tuple(self._unloads.items()):
@@ -171,58 +170,17 @@ class Mover:
                 done.set_result(None)
         return None
 
-    def _next_load(self, now: float) -> "_Move":
-        """Goes through the wanted models in order of need until one can be loaded.
-
-        If the places of busy models are needed, and that for long enough, they are closed. Then the models after the
-        one that needs them may only take what is free, and will be free beside it.
-        """
-        swap = self._server.swap
-        room = self._room()
-        closing: set[Slot] = set()
-        wake_at = math.inf
-        for slot in self._wanted(now):
-            evict = "never" if closing else swap.evict
-            victims = eviction.victims_for(slot, self._slots.values(), room=room, evict=evict, now=now)
-            if victims is None:
-                self._read_ahead(slot)
-                self._refuse_for_good(slot)
-            elif all(victim.is_idle for victim in victims):
-                return _Move(load=slot, unload=victims)
-            else:
-                self._read_ahead(slot)
-                close_at = eviction.may_close_at(slot, victims, swap, now=now)
-                if close_at <= now:
-                    closing.update(victims)
-                    room = room.smaller(room.plus(victims).minus(slot))
-                wake_at = min(wake_at, close_at if close_at > now else math.inf)
-        self._set_closing(closing, now)
-        return _Move(wake_at=wake_at)
-
-    def _wanted(self, now: float) -> list[Slot]:
-        """What requests wait for, the neediest first, as far as it is on the disk; the rest is sent for."""
-        wanted = [slot for slot in self._slots.values() if slot.is_wanted]
-        for slot in wanted:
-            if slot.memory is None:
-                self._locate_soon(slot)
-        located = [slot for slot in wanted if slot.memory is not None]
-        timeout = self._server.swap.load_timeout_seconds
-        return eviction.in_order_of_need(located, load_timeout_seconds=timeout, now=now)
-
-    def _room(self) -> Room:
-        num_models = sum(slot.takes_memory for slot in self._slots.values())
-        return Room(self._server.memory_bytes - self.reserved_bytes, self._server.swap.max_loaded - num_models)
-
-    def _refuse_for_good(self, slot: Slot) -> None:
-        """Where nothing is ever unloaded, waiting is of no use."""
-        swap = self._server.swap
-        if swap.evict == "never" and swap.idle_timeout_seconds is None:
+    def _tell(self, plan: Plan, now: float) -> None:
+        """Has those that wait or must make room know it."""
+        for slot in plan.blocked:
+            self._read_ahead(slot)
+        for slot in plan.hopeless:
             message = f"there is no room for the model `{slot.id}`, and no other is unloaded for it"
             slot.refuse_all(RequestError(message, kind="overloaded"))
-
-    def _set_closing(self, closing: set[Slot], now: float) -> None:
+        if plan.closing is None:
+            return
         for slot in self._slots.values():
-            slot.is_closing = slot in closing
+            slot.is_closing = slot in plan.closing
             if slot.is_open and slot.waiters:
                 slot.grant_all(now)
 
@@ -236,21 +194,21 @@ class Mover:
 
     # Acting.
 
-    async def _carry_out(self, move: "_Move") -> None:
-        for slot in move.unload:
+    async def _carry_out(self, plan: Plan) -> None:
+        for slot in plan.unload:
             # Before anything is waited for: nobody borrows it any more.
             slot.residency = "unloading"
-        for slot in move.unload:
-            await self._unload(slot, reason=move.reason)
-        if move.load is not None and move.load.waiters:
-            await self._load_or_fail(move.load)
+        for slot in plan.unload:
+            await self._unload(slot, reason=plan.reason)
+        if plan.load is not None and plan.load.waiters:
+            await self._load_or_fail(plan.load)
 
     async def _load_or_fail(self, slot: Slot) -> None:
         try:
             await self._load(slot)
         except Exception as error:
             # The error itself would keep what was loaded: its traceback has the frames.
-            problem = _logged(slot, error)
+            problem = logged_problem(slot, error)
         else:
             slot.grant_all(time.monotonic())
             return
@@ -260,16 +218,16 @@ class Mover:
     async def _load(self, slot: Slot) -> None:
         """Loads a model for which there is room; raises what the library raises, and is still "loading" then."""
         assert slot.path is not None, "it was located"
-        assert self._room().holds(slot), "room was made"
+        assert room_in(self._server, self._slots.values()).holds(slot), "room was made"
         log.info("loading", extra=fields(model=slot.id, bytes=slot.num_bytes))
         slot.residency = "loading"
         self._show()
         began = time.monotonic()
-        load = partial(_load, self._library, self._cache, slot.config, slot.path)
+        work = partial(load, self._library, self._cache, slot.config, slot.path)
         try:
             with self._prefetcher.paused():
                 self._prefetcher.forget(slot.id)
-                model = await run_in_daemon_thread(load, name="load")
+                model = await run_in_daemon_thread(work, name="load")
         except Exception:
             metrics.model_loads_total.labels(slot.id, "failed").inc()
             raise
@@ -277,7 +235,7 @@ class Mover:
         slot.set_loaded(model, now=time.monotonic(), seconds=seconds)
         metrics.model_loads_total.labels(slot.id, "loaded").inc()
         metrics.model_load_seconds.labels(slot.id).observe(seconds)
-        _log_loaded(slot, seconds=seconds)
+        log_loaded(slot, seconds=seconds)
         self._show()
 
     async def _unload(self, slot: Slot, *, reason: UnloadReason) -> None:
@@ -288,7 +246,7 @@ class Mover:
         self._show()
         began = time.monotonic()
         await self._retire(last_reference[0])
-        await run_in_daemon_thread(partial(_free, last_reference, self._cache, slot.id), name="unload")
+        await run_in_daemon_thread(partial(free, last_reference, self._cache, slot.id), name="unload")
         slot.residency = "unloaded"
         metrics.model_unloads_total.labels(slot.id, reason).inc()
         log.info("unloaded", extra=fields(model=slot.id, reason=reason, seconds=f"{time.monotonic() - began:.3f}"))
@@ -320,90 +278,3 @@ class Mover:
         for slot in self._slots.values():
             metrics.model_memory_bytes.labels(slot.id).set(slot.num_bytes if slot.takes_memory else 0)
         self._on_change()
-
-
-class _Move(NamedTuple):
-    """What is done next: first unloaded, then loaded; or a rest, at most until `wake_at`."""
-
-    load: Slot | None = None
-    unload: Sequence[Slot] = ()
-    reason: UnloadReason = "room"
-    wake_at: float = math.inf
-
-    @property
-    def is_rest(self) -> bool:
-        return self.load is None and not self.unload
-
-
-class _Found(NamedTuple):
-    path: Path
-    memory: ModelMemory
-
-
-class _Problem(NamedTuple):
-    message: str
-
-    # No further attempt is of use.
-    is_final: bool
-
-
-def _logged(slot: Slot, error: Exception) -> _Problem:
-    """Why a model cannot be loaded; a bug of ours with its traceback."""
-    is_expected = isinstance(error, ServingError | OSError | MemoryError)
-    message = str(error) if is_expected and str(error) else type(error).__name__
-    log.error("cannot be loaded: %s", message, extra=fields(model=slot.id), exc_info=None if is_expected else error)
-    return _Problem(message, is_final=isinstance(error, ConfigError))
-
-
-def cannot_be_loaded(slot: Slot) -> RequestError:
-    """Why a model that has failed is not there."""
-    assert slot.failure is not None, "it has failed"
-    message = f"the model `{slot.id}` cannot be loaded: {slot.failure.problem}"
-    if slot.failure.is_final:
-        return RequestError(message, kind="invalid_request", param="model")
-    return RequestError(message, kind="unavailable")
-
-
-def _find(library: Library, config: ModelConfig) -> _Found:
-    path = library.locate(config)
-    return _Found(path, library.measure(config, path))
-
-
-def _load(library: Library, cache: HostCache, config: ModelConfig, path: Path) -> ServedModel:
-    cache.take(config.id, library.weight_files(config, path))
-    try:
-        model = library.load(config, path)
-    except BaseException:
-        cache.give_back(config.id)
-        raise
-    # A first load may have made files that later ones read instead.
-    cache.replace(config.id, library.weight_files(config, path))
-    return model
-
-
-def _free(last_reference: list[ServedModel], cache: HostCache, model_id: str) -> None:
-    close_model(last_reference)
-    # Only now, since pages that are mapped cannot be dropped.
-    cache.give_back(model_id)
-
-
-def _log_loaded(slot: Slot, *, seconds: float) -> None:
-    status = slot.status
-    what = {
-        "model": status.id,
-        "task": status.task,
-        "dtype": status.dtype,
-        "quantization": status.quantization,
-        "path": status.path,
-        "path_reason": status.path_reason,
-        "kv_cache_dtype": status.kv_cache_dtype,
-        "kernels": status.kernels,
-        "max_context": status.max_context,
-        "chat_template": status.chat_template,
-        "bytes": status.memory_bytes,
-        "seconds": f"{seconds:.1f}",
-    }
-    # Not every task has all of them.
-    log.info("loaded", extra=fields(**{name: value for name, value in what.items() if value != ""}))
-    if status.task == "text-generation" and status.chat_template == "none":
-        log.info("no chat template: message contents are joined by newlines", extra=fields(model=status.id))

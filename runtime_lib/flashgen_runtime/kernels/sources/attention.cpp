@@ -12,6 +12,11 @@
 // What is summed for a row does not depend on the rows beside it: a key that it does not see adds p = 0, a tile of
 // which it sees nothing scales by 1. So a token's bits are the same alone, in any batch and in any chunk of its prompt.
 // While a tile is worked on, the next one is fetched.
+//
+// Where the processor has dot products of bfloat16, keys and values in bfloat16 and int8 take them: queries and p are
+// rounded to bfloat16, two products make one link of a chain. int8 is exact in bfloat16.
+
+#include "attention_factors.h"
 
 #if defined(__AVX512F__)
 constexpr int MAX_ROWS = 12;    // 12 rows x 2 vectors of sums leave 8 of 32 registers for keys and values
@@ -39,7 +44,7 @@ struct Rows {
   int64_t num_rows;
   int64_t first_seen[MAX_ROWS];  // keys that a row sees: first_seen .. last_seen
   int64_t last_seen[MAX_ROWS];
-  const float* queries;          // [key_size][ROWS], times scaling
+  const uint32_t* queries;       // [words of key_size][ROWS], times scaling
   float* sums;                   // [ROWS][padded value_size]: of p times value
   f32x16 highest;                // lane i: the highest score of row i
   f32x16 totals[MAX_ROWS];       // of p, for each key's place in the tile
@@ -73,22 +78,22 @@ static void score_tile(const Tile& tile, const Tile& next, const Rows& rows, int
   for (int64_t column = 0; column < FG_TILE; column += 16 * KEY_VECTORS) {
     const word* keys = (const word*)tile.keys + column;
     const char* ahead = next.keys + column * sizeof(word);
-    const float* queries = rows.queries;
+    const uint32_t* queries = rows.queries;
     f32x16 sums[ROWS][KEY_VECTORS] = {};
-    for (int64_t i = 0; i < key_size; i += K::STEP) {
-      f32x16 key[KEY_VECTORS][K::STEP];
+    for (int64_t i = 0; i < key_size; i += K::VALUES) {
+      typename K::Operand key[KEY_VECTORS][K::OPERANDS];
 #pragma unroll
-      for (int v = 0; v < KEY_VECTORS; ++v) K::load(keys + 16 * v, key[v]);
-      prefetch<KEY_VECTORS * 16 * sizeof(word)>(ahead);
+      for (int v = 0; v < KEY_VECTORS; ++v) K::load(keys + 16 * v, FG_TILE, key[v]);
+      prefetch<K::MEMORY_ROWS * KEY_VECTORS * 16 * sizeof(word)>(ahead);
 #pragma unroll
-      for (int step = 0; step < K::STEP; ++step)
+      for (int step = 0; step < K::OPERANDS; ++step)
 #pragma unroll
         for (int row = 0; row < ROWS; ++row) {
-          f32x16 query = splat(queries[step * ROWS + row]);
 #pragma unroll
-          for (int v = 0; v < KEY_VECTORS; ++v) sums[row][v] = fma(query, key[v][step], sums[row][v]);
+          for (int v = 0; v < KEY_VECTORS; ++v) sums[row][v] = K::add(sums[row][v], key[v][step], queries[step * ROWS + row]);
         }
-      keys += FG_TILE, ahead += FG_TILE * sizeof(word), queries += K::STEP * ROWS;
+      keys += K::MEMORY_ROWS * FG_TILE, ahead += K::MEMORY_ROWS * FG_TILE * sizeof(word);
+      queries += K::OPERANDS * ROWS;
     }
 #pragma unroll
     for (int row = 0; row < ROWS; ++row)
@@ -139,8 +144,16 @@ static f32x16 soften_tile(const fg_attention* options, const Tile& tile, const T
     f32x16 low = exp(load<f32x16>(of_row) - splat(base[row]));
     f32x16 high = exp(load<f32x16>(of_row + 16) - splat(base[row]));
     rows.totals[row] = fma(rows.totals[row], splat(factors[row]), low + high);
-    if (K::IS_SCALED) low *= load<f32x16>(tile.value_scales), high *= load<f32x16>(tile.value_scales + 16);
-    store(of_row, low), store(of_row + 16, high);
+    if (K::IS_SCALED) {
+      const f32x16 of_low = load<f32x16>(tile.value_scales), of_high = load<f32x16>(tile.value_scales + 16);
+      // The scale of a key that nobody sees may be NaN, and dot products take two keys at once.
+      low = low > 0 ? low * of_low : splat(0.0f), high = high > 0 ? high * of_high : splat(0.0f);
+    }
+    if (K::IS_DOT) {
+      store(of_row, bf16_pairs(low, high));
+    } else {
+      store(of_row, low), store(of_row + 16, high);
+    }
   }
   return factors;
 }
@@ -159,32 +172,39 @@ static void add_columns(const Tile& tile, const Tile& next, int64_t column, int6
       sums[row][v] = load<f32x16>(rows.sums + row * stride + column + 16 * v) * splat(factors[row]);
 
   auto add = [&](int64_t key, int num_keys) __attribute__((always_inline)) {
-    int64_t at = key / V::STEP * value_size + column;
+    int64_t at = key / V::VALUES * V::MEMORY_ROWS * value_size + column;
     const word* values = (const word*)tile.values + at;
-    prefetch<VECTORS * 16 * sizeof(word)>(next.values + at * sizeof(word));
-    f32x16 value[VECTORS][V::STEP];
+    for (int i = 0; i < V::MEMORY_ROWS; ++i) {
+      prefetch<VECTORS * 16 * sizeof(word)>(next.values + (at + i * value_size) * sizeof(word));
+    }
+    typename V::Operand value[VECTORS][V::OPERANDS];
     if (VECTORS == 1 && width < 16) {
-      word lanes[16] = {};
-      memcpy(lanes, values, width * sizeof(word));
-      V::load(lanes, value[0]);
+      word lanes[V::MEMORY_ROWS][16] = {};
+      for (int i = 0; i < V::MEMORY_ROWS; ++i) memcpy(lanes[i], values + i * value_size, width * sizeof(word));
+      V::load(lanes[0], 16, value[0]);
     } else {
 #pragma unroll
-      for (int v = 0; v < VECTORS; ++v) V::load(values + 16 * v, value[v]);
+      for (int v = 0; v < VECTORS; ++v) V::load(values + 16 * v, value_size, value[v]);
+    }
+    if constexpr (V::IS_DOT) {
+      if (num_keys == 1)
+        for (int v = 0; v < VECTORS; ++v) value[v][0] &= 0xffffu;
     }
 #pragma unroll
-    for (int step = 0; step < V::STEP; ++step) {
+    for (int step = 0; step < V::OPERANDS; ++step) {
       if (step == num_keys) return;
 #pragma unroll
       for (int row = 0; row < ROWS; ++row) {
-        f32x16 weight = splat(p[row * FG_TILE + key + step]);
+        uint32_t weight;
+        memcpy(&weight, p + row * FG_TILE + key / V::VALUES * V::OPERANDS + step, 4);
 #pragma unroll
-        for (int v = 0; v < VECTORS; ++v) sums[row][v] = fma(weight, value[v][step], sums[row][v]);
+        for (int v = 0; v < VECTORS; ++v) sums[row][v] = V::add(sums[row][v], value[v][step], weight);
       }
     }
   };
   // What lies behind the last key is another request's remains and must not even be multiplied by 0: it may be NaN.
-  int64_t key = first / V::STEP * V::STEP;
-  for (; key + V::STEP <= last; key += V::STEP) add(key, V::STEP);
+  int64_t key = first / V::VALUES * V::VALUES;
+  for (; key + V::VALUES <= last; key += V::VALUES) add(key, V::VALUES);
   if (key < last) add(key, 1);
 
 #pragma unroll
@@ -238,11 +258,25 @@ struct Call {
   int64_t first_tile(const Item& item) const { return first_seen(position(item, 0)) / FG_TILE * FG_TILE; }
 };
 
-template <int ROWS>
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  return bits;
+}
+
+// Word `i` of a query, times scaling.
+template <typename K>
+inline uint32_t query_word(const float* query, int64_t i, float scaling) {
+  if (!K::IS_DOT) return bits_of(query[i] * scaling);
+  return to_bf16(query[2 * i] * scaling) | (uint32_t)to_bf16(query[2 * i + 1] * scaling) << 16;
+}
+
+template <typename K, int ROWS>
 static void begin_rows(const Call& call, const Item& item, Rows& rows) {
   const fg_kv_layer* layer = call.layer;
   int64_t group = call.group(), stride = padded(layer->value_size), kv_len = call.batch->kv_lens[item.sequence];
-  float* queries = (float*)fg_scratch(FG_SCRATCH_INPUT, layer->key_size * ROWS * sizeof(float));
+  const int64_t words = layer->key_size / K::VALUES * K::OPERANDS;
+  uint32_t* queries = (uint32_t*)fg_scratch(FG_SCRATCH_INPUT, words * ROWS * sizeof(uint32_t));
   rows.queries = queries;
   rows.sums = (float*)fg_scratch(FG_SCRATCH_SUMS, ROWS * stride * sizeof(float));
   memset(rows.sums, 0, ROWS * stride * sizeof(float));
@@ -251,7 +285,7 @@ static void begin_rows(const Call& call, const Item& item, Rows& rows) {
   for (int64_t row = 0; row < ROWS; ++row) {
     rows.totals[row] = f32x16{};
     rows.first_seen[row] = rows.last_seen[row] = 0;
-    for (int64_t i = 0; i < layer->key_size; ++i) queries[i * ROWS + row] = 0;
+    for (int64_t i = 0; i < words; ++i) queries[i * ROWS + row] = 0;
   }
   for (int64_t row = 0; row < item.num_rows; ++row) {
     int64_t head = item.head * group + (item.first_row + row) % group;
@@ -260,7 +294,7 @@ static void begin_rows(const Call& call, const Item& item, Rows& rows) {
     rows.first_seen[row] = call.first_seen(position);
     rows.last_seen[row] = call.last_seen(position, kv_len);
     const float* query = call.queries + token * call.query_stride + head * layer->key_size;
-    for (int64_t i = 0; i < layer->key_size; ++i) queries[i * ROWS + row] = query[i] * call.options->scaling;
+    for (int64_t i = 0; i < words; ++i) queries[i * ROWS + row] = query_word<K>(query, i, call.options->scaling);
     if (call.options->sinks) {
       rows.highest[row] = call.options->sinks[head];
       rows.totals[row][0] = 1;
@@ -287,7 +321,7 @@ template <typename F, int ROWS>
 static void attend(const Call& call, const Item& item, const Item& following) {
   const fg_kv_layer* layer = call.layer;
   Rows rows;
-  begin_rows<ROWS>(call, item, rows);
+  begin_rows<F, ROWS>(call, item, rows);
   int64_t first_key = call.first_tile(item), last_key = rows.last_seen[item.num_rows - 1];
   Tile tile = tile_at(layer, call.batch, item.sequence, item.head, first_key);
   alignas(64) float scores[ROWS * FG_TILE];
@@ -309,7 +343,7 @@ static void attend(const Call& call, const Item& item, const Item& following) {
 // Kernels exist for some numbers of rows; the others leave rows empty.
 template <int64_t FORMAT>
 static void attend_item(const Call& call, const Item& item, const Item& following) {
-  typedef TileOf<FORMAT> F;
+  typedef Factors<FORMAT> F;
   if (item.num_rows == 1) return attend<F, 1>(call, item, following);
   if (item.num_rows == 2) return attend<F, 2>(call, item, following);
   if (item.num_rows <= 4) return attend<F, 4>(call, item, following);

@@ -6,6 +6,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #else
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -57,6 +59,25 @@ bool has_avx512() {
 bool has_avx512_vnni() { return has_avx512() && has(cpuid(7, 0).c, 1u << 11); }
 bool has_avx512_bf16() { return has_avx512_vnni() && has(cpuid(7, 1).a, 1u << 5); }
 
+// Of amx: linear layers on tiles, all else as avx512_bf16 does it.
+KernelTable table_with_tiles;
+
+#if defined(FG_EMULATED_TILES)
+bool has_amx() { return has_avx512_bf16(); }
+bool may_use_tiles() { return true; }
+#else
+// Bits 17 and 18 of the saved registers are the tiles' shapes and contents; leaf 7 EDX.
+bool has_amx() {
+  constexpr uint32_t BF16 = 1u << 22, TILE = 1u << 24, INT8 = 1u << 25;
+  return has_avx512_bf16() && has(saved_registers(), 0x60000) && has(cpuid(7, 0).d, BF16 | TILE | INT8);
+}
+// The system gives a process's threads room for tiles when it asks for it, once.
+bool may_use_tiles() {
+  constexpr long REQUEST_PERMISSION = 0x1023, TILE_CONTENTS = 18;  // of asm/prctl.h; which registers
+  return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_CONTENTS) == 0;
+}
+#endif
+
 #else
 
 bool has_neon() {
@@ -81,6 +102,14 @@ struct Isas {
 #define FG_ADD(isa) \
   if (&fg_table_##isa && has_##isa()) add({#isa, &fg_table_##isa});
     FG_ISAS(FG_ADD)
+#if defined(__x86_64__)
+    // NOTE: last, so that nobody takes by default what has not run on such a processor yet.
+    if (&linear_forward_on_tiles && &fg_table_avx512_bf16 && has_amx()) {
+      table_with_tiles = fg_table_avx512_bf16;
+      table_with_tiles.linear_forward = linear_forward_on_tiles;
+      add({"amx", &table_with_tiles});
+    }
+#endif
   }
   void add(Isa isa) {
     if (count) strcat(names, ",");
@@ -103,6 +132,9 @@ const char* fg_current_isa(void) { return isas.count ? current->name : ""; }
 int64_t fg_select_isa(const char* name) {
   for (int i = 0; i < isas.count; ++i) {
     if (strcmp(isas.list[i].name, name) == 0) {
+#if defined(__x86_64__)
+      if (isas.list[i].table == &table_with_tiles && !may_use_tiles()) return -1;
+#endif
       current = &isas.list[i];
       return 0;
     }

@@ -77,10 +77,11 @@ typedef struct {
 // Version of this interface; the Python side refuses another one.
 int64_t fg_interface_version(void);
 
-// Names of the instruction sets that this processor runs and this library was built for, best first, by comma.
+// Names of the instruction sets that this processor runs and this library was built for, best first, by comma. The last
+// of them may be amx, which has never run on such a processor: it is to be taken only when it is asked for.
 const char* fg_available_isas(void);
 const char* fg_current_isa(void);
-// 0, or -1 for a name that is not among them. Panels are the same for all.
+// 0, or -1 for a name that is not among them, or that the system refuses. Panels are the same for all.
 int64_t fg_select_isa(const char* name);
 
 // Threads that work, the caller among them.

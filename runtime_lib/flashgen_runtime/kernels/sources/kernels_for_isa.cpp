@@ -15,6 +15,7 @@
 namespace FG_ISA {
 namespace linear {
 #include "linear_formats.h"
+#include "linear_layer.h"
 #include "linear_pack.cpp"
 #include "linear.cpp"
 }  // namespace linear

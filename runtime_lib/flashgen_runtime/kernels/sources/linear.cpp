@@ -5,52 +5,10 @@
 // one chain over k in one order, whatever the number of rows, tiles and threads: with equal rows come equal bits. Where
 // several tiles meet a large panel, they go over it in blocks that stay in the second-level cache, and leave their sums
 // in memory in between.
-//
-// A row-major W is turned into panels on the way, one at a time, each just before its use.
-
-// Bytes of a panel that stay in the second-level cache, twice (the next block comes in meanwhile), beside x and sums.
-constexpr int64_t BLOCK_BYTES = 64 * 1024;
-
-// How far ahead of its reads a single tile fetches weights, of which every byte comes from memory once.
-constexpr int64_t PREFETCH_BYTES = 8 * 1024;
-
-// Values of x from which laying it out is worth waking threads.
-constexpr int64_t PARALLEL_VALUES = 32 * 1024;
-
-// Where results go.
-struct Output {
-  float* y;
-  int64_t stride;
-  const float* bias;  // or null
-  bool is_added;
-};
-
-// Of a row-major W.
-inline int64_t row_bytes_of(const fg_linear* layer) {
-  return layer->in_features * 4 / values_of_word(layer->format);
-}
 
 #include "linear_rows.cpp"
 
 // --- tiles -----------------------------------------------------------------------------------------------------------
-
-// 32 columns of a row, or the `columns` that the last panel has.
-inline void write_row(const Output& output, int64_t row, int64_t columns, f32x16 a, f32x16 b) {
-  float* y = output.y + row * output.stride;
-  if (columns == WIDTH) {
-    if (output.bias) a += load<f32x16>(output.bias), b += load<f32x16>(output.bias + 16);
-    if (output.is_added) a += load<f32x16>(y), b += load<f32x16>(y + 16);
-    store(y, a), store(y + 16, b);
-    return;
-  }
-  float lanes[WIDTH];
-  store(lanes, a), store(lanes + 16, b);
-  for (int64_t i = 0; i < columns; ++i) {
-    float value = lanes[i];
-    if (output.bias) value += output.bias[i];
-    y[i] = output.is_added ? y[i] + value : value;
-  }
-}
 
 template <typename W>
 struct Tile {
@@ -137,19 +95,6 @@ static Activations lay_out(const fg_linear* layer, const float* x, int64_t x_str
     parallel_for(a.tiles, 1, lay_out_tiles);
   }
   return a;
-}
-
-// The rows of a row-major W that make panel p.
-static const char* rows_at(const fg_linear* layer, int64_t p) {
-  return (const char*)layer->panels + p * WIDTH * row_bytes_of(layer);
-}
-
-static const char* panel_at(const fg_linear* layer, int64_t p, int64_t columns) {
-  const int64_t bytes = panel_bytes(layer->format, layer->in_features, layer->group_size);
-  if (layer->layout == FG_PANELS) return (const char*)layer->panels + p * bytes;
-  uint32_t* panel = (uint32_t*)fg_scratch(FG_SCRATCH_WEIGHTS, bytes);
-  transpose_panel(rows_at(layer, p), row_bytes_of(layer), columns, panel, bytes / WORD_ROW_BYTES);
-  return (const char*)panel;
 }
 
 // Tiles from `first_tile` to `last_tile` over panel p.

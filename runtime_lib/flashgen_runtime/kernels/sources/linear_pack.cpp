@@ -1,57 +1,5 @@
 // Panels (panel.h) from row-major weights, and back.
 
-// --- transposition ---------------------------------------------------------------------------------------------------
-
-template <typename T, T...>
-struct Lanes {};
-
-// Vectors i and i + D exchange the lanes that have bit D set in one and not in the other.
-template <int D, int... lane>
-FG_INLINE void exchange(u32x16 (&v)[16], Lanes<int, lane...>) {
-#pragma clang loop unroll(full)  // the vectors are to stay in registers
-  for (int i = 0; i < 16; ++i) {
-    if (i & D) continue;
-    const u32x16 a = v[i], b = v[i + D];
-    v[i] = __builtin_shufflevector(a, b, (lane & D ? 16 + lane - D : lane)...);
-    v[i + D] = __builtin_shufflevector(a, b, (lane & D ? 16 + lane : lane + D)...);
-  }
-}
-
-// Lane j of vector i becomes lane i of vector j.
-FG_INLINE void transpose(u32x16 (&v)[16]) {
-  typedef __make_integer_seq<Lanes, int, 16> all;
-  exchange<8>(v, all{});
-  exchange<4>(v, all{});
-  exchange<2>(v, all{});
-  exchange<1>(v, all{});
-}
-
-// Rows of W that have their final type: a panel is their words transposed. `rows` counts those that there are.
-static void transpose_panel(const char* weight, int64_t row_bytes, int64_t rows, uint32_t* panel, int64_t word_rows) {
-  for (int64_t k = 0; k < word_rows; k += 16) {
-    const int64_t count = word_rows - k < 16 ? word_rows - k : 16;
-    const bool is_whole = (k + 16) * 4 <= row_bytes && rows == WIDTH;
-    for (int64_t column = 0; column < WIDTH; column += 16) {
-      const char* row = weight + column * row_bytes;
-      uint32_t* target = panel + k * WIDTH + column;
-      alignas(64) u32x16 v[16];
-      if (is_whole) {
-#pragma clang loop unroll(full)
-        for (int64_t i = 0; i < 16; ++i, row += row_bytes) v[i] = load<u32x16>(row + k * 4);
-        transpose(v);
-#pragma clang loop unroll(full)
-        for (int64_t i = 0; i < 16; ++i) store(target + i * WIDTH, v[i]);
-      } else {
-        for (int64_t i = 0; i < 16; ++i, row += row_bytes) {
-          v[i] = column + i < rows ? words_at(row, k, row_bytes) : u32x16{};
-        }
-        transpose(v);
-        for (int64_t i = 0; i < count; ++i) store(target + i * WIDTH, v[i]);
-      }
-    }
-  }
-}
-
 // --- rounding --------------------------------------------------------------------------------------------------------
 
 // The value that is farthest from zero, the first of several.

@@ -12,8 +12,10 @@ struct SamplingMemory {
   float* row;     // the logits, when they are changed
   float* values;  // some of the logits, and their token ids
   int32_t* ids;
-  float* keys;  // what a selection looks at, and the weights
+  float* keys;  // what a selection looks at and reorders, and the weights
   float* weights;
+  float* distances;  // what it comes from, in the order of tokens, and the weights
+  float* masses;
   float* maxima;  // [blocks, 16]
   double* sums;   // [blocks]
 };
@@ -67,8 +69,16 @@ static inline int next_lane(uint32_t* lanes) {
   return lane;
 }
 
+// The lanes whose bits are set follow one another at `to`, which has room for all 16.
+static inline void store_lanes(float* to, f32x16 values, uint32_t lanes) {
+#if defined(__AVX512F__)
+  store(to, (f32x16)_mm512_maskz_compress_ps((__mmask16)lanes, (__m512)values));
+#else
+  while (lanes) *to++ = values[next_lane(&lanes)];
+#endif
+}
+
 static inline f32x16 scaled(f32x16 x, const Kept& kept) { return (x - kept.maximum) * kept.inverse; }
-static inline float scaled(float x, const Kept& kept) { return (x - kept.maximum) * kept.inverse; }
 static inline f32x16 weight_of(f32x16 s, const Kept& kept) {
   i32x16 is_kept = (s >= kept.floor) & (absolute(s - kept.center) <= kept.radius);
   return is_kept ? exp(s) : splat(0.0f);
@@ -137,13 +147,8 @@ static double total_of(const Logits& logits, const Kept& kept) {
   return total;
 }
 
-struct Moments {
-  double total;
-  float mean;
-};
-
-// Weights together, and the mean of the scaled values: the scaled value whose information is the entropy.
-static Moments moments_of(const Logits& logits, const Kept& kept) {
+// The mean of the scaled values: the scaled value whose information is the entropy.
+static float mean_of(const Logits& logits, const Kept& kept) {
   f64x16 total = {}, weighted = {};
   for (int64_t i = 0; i < logits.count; i += 16) {
     f32x16 s = scaled(load_logits(logits.values, i, logits.count), kept);
@@ -152,5 +157,5 @@ static Moments moments_of(const Logits& logits, const Kept& kept) {
     total += __builtin_convertvector(weight, f64x16);
     weighted += __builtin_convertvector(weight, f64x16) * __builtin_convertvector(s, f64x16);
   }
-  return Moments{sum_lanes(total), (float)(sum_lanes(weighted) / sum_lanes(total))};
+  return (float)(sum_lanes(weighted) / sum_lanes(total));
 }

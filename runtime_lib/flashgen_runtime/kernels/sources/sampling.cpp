@@ -27,11 +27,15 @@ static void change_logits(const fg_sampling_row& row, float* logits, int64_t voc
 
 // --- choice ----------------------------------------------------------------------------------------------------------
 
-// The place whose share of the cumulative distribution holds `uniform`.
+static void sum_blocks(const Logits& logits, const Kept& kept, double* sums) {
+  for (int64_t block = 0; block < num_blocks(logits.count); ++block) sums[block] = sum_of_block(logits, kept, block);
+}
+
+// The place whose share of the cumulative distribution holds `uniform`; memory.sums are what each block keeps.
 static int64_t draw(const Logits& logits, const Kept& kept, double uniform, const SamplingMemory& memory) {
   const int64_t blocks = num_blocks(logits.count);
   double total = 0;
-  for (int64_t block = 0; block < blocks; ++block) total += memory.sums[block] = sum_of_block(logits, kept, block);
+  for (int64_t block = 0; block < blocks; ++block) total += memory.sums[block];
   const double target = uniform * total;
 
   // Block and place; where by rounding the target is not reached, the last that have weight.
@@ -74,13 +78,22 @@ static int64_t first_allowed(const uint32_t* mask, int64_t vocab_size) {
 static int64_t draw_token(const fg_sampling_row& row, Logits logits, float maximum, const SamplingMemory& memory) {
   Kept kept = {maximum, row.inverse_temperature, -INFINITE, 0, INFINITE};
   if (row.top_k > 0 && row.top_k < logits.count) logits = keep_largest(logits, row.top_k, memory);
-  if (row.top_p < 1) kept.floor = -select_distance(logits, kept, 0, total_of(logits, kept), row.top_p, memory);
-  if (row.log_min_p > kept.floor) kept.floor = row.log_min_p;
-  if (row.typical_p < 1) {
-    const Moments moments = moments_of(logits, kept);
-    kept.radius = select_distance(logits, kept, moments.mean, moments.total, row.typical_p, memory);
-    kept.center = moments.mean;
+  bool has_sums = false;  // in memory.sums
+  if (row.top_p < 1) {
+    kept.floor = -select_distance(logits, kept, 0, row.top_p, memory);
+    has_sums = logits.maxima != nullptr;
   }
+  if (row.log_min_p > kept.floor) {
+    kept.floor = row.log_min_p;
+    has_sums = false;
+  }
+  if (row.typical_p < 1) {
+    const float mean = mean_of(logits, kept);
+    kept.radius = select_distance(logits, kept, mean, row.typical_p, memory);
+    kept.center = mean;
+    has_sums = logits.maxima != nullptr;
+  }
+  if (!has_sums) sum_blocks(logits, kept, memory.sums);
   const int64_t place = draw(logits, kept, row.uniform, memory);
   return logits.ids ? logits.ids[place] : place;
 }
@@ -162,14 +175,16 @@ static void beam_row(const float* logits, int64_t vocab_size, fg_sampling_row& r
 
 static SamplingMemory sampling_memory(int64_t vocab_size) {
   const int64_t blocks = num_blocks(vocab_size), length = blocks * SAMPLING_BLOCK + 16;
-  float* memory = (float*)fg_scratch(FG_SCRATCH_OTHER, length * 5 * 4 + blocks * 16 * 4 + blocks * 8);
+  float* memory = (float*)fg_scratch(FG_SCRATCH_OTHER, length * 7 * 4 + blocks * 16 * 4 + blocks * 8);
   return SamplingMemory{memory,
                         memory + length,
                         (int32_t*)(memory + 2 * length),
                         memory + 3 * length,
                         memory + 4 * length,
                         memory + 5 * length,
-                        (double*)(memory + 5 * length + blocks * 16)};
+                        memory + 6 * length,
+                        memory + 7 * length,
+                        (double*)(memory + 7 * length + blocks * 16)};
 }
 
 static void sample(const float* logits, int64_t stride, int64_t vocab_size, fg_sampling_row* rows, int64_t count) {

@@ -2,16 +2,16 @@
 // negative values with weight 1, top_p and typical_p of the distances of scaled values from a center, with their
 // probabilities as weights.
 //
-// No vocabulary is sorted. With the maxima of a row's parts its largest few thousand values are gathered quickly, and
-// mostly these hold the answer. Where they do not, a histogram of all keys finds the bucket that does, and only its
-// members are ordered.
+// No vocabulary is sorted. top_k gathers the largest few thousand values, which the maxima of a row's parts tell. The
+// other filters estimate the answer from the maxima and a sample, look at the whole row once, summing what is nearer
+// than the estimate's range, and order what is within. Where the estimate was wrong they look once more.
 #pragma once
 #include "logits.h"
 
 static constexpr int64_t BUCKETS = 1024;
 
-// One in so many logits is tried before all of them.
-static constexpr int64_t HEAD = 64;
+// How far an estimate may be off, in standard deviations, before a row is looked at again.
+static constexpr double DEVIATIONS = 4;
 
 // Values of at least `bound` and their token ids, in the order of tokens; their number.
 static int64_t gather(const Logits& logits, float bound, float* values, int32_t* ids) {
@@ -29,29 +29,57 @@ static int64_t gather(const Logits& logits, float bound, float* values, int32_t*
   return found;
 }
 
+// Bit l: whether i + l < count.
+static uint32_t lanes_before(int64_t i, int64_t count) { return count - i >= 16 ? 0xffff : (1u << (count - i)) - 1; }
+
+// The bucket of each key: the lowest key's is the first, the highest one's the last.
+struct Buckets {
+  double lowest;
+  double scale;
+  i32x16 operator()(f32x16 keys) const {
+    f64x16 place = (__builtin_convertvector(keys, f64x16) - lowest) * scale;
+    return __builtin_convertvector(place + 0.5, i32x16);
+  }
+};
+
+// Leaves only the keys among which the target is reached: *before grows by the weights of those below.
+static int64_t narrow(float* keys, float* weights, int64_t count, const Buckets& bucket_of, double* before,
+                      double target) {
+  double sums[BUCKETS] = {};
+  for (int64_t i = 0; i < count; i += 16) {
+    int32_t buckets[16];
+    store(buckets, bucket_of(load<f32x16>(keys + i)));
+    const int64_t lanes = count - i < 16 ? count - i : 16;
+    for (int64_t lane = 0; lane < lanes; ++lane) sums[buckets[lane]] += weights[i + lane];
+  }
+  int32_t bucket = 0;
+  while (bucket < BUCKETS - 1 && *before + sums[bucket] < target) *before += sums[bucket++];
+  int64_t members = 0;
+  for (int64_t i = 0; i < count; i += 16) {
+    const i32x16 is_member = bucket_of(load<f32x16>(keys + i)) == bucket;
+    for (uint32_t lanes = lanes_where(is_member) & lanes_before(i, count); lanes; ++members) {
+      const int lane = next_lane(&lanes);
+      keys[members] = keys[i + lane];
+      weights[members] = weights[i + lane];
+    }
+  }
+  return members;
+}
+
 // The smallest key such that `before` and the weights of all keys up to it reach the target; the largest if none does.
-// Reorders both arrays.
+// Reorders both arrays, which have 16 places more.
 static float select_key(float* keys, float* weights, int64_t count, double before, double target) {
   while (count > 32) {
-    float low = keys[0], high = keys[0];
-    for (int64_t i = 1; i < count; ++i) {
-      low = keys[i] < low ? keys[i] : low;
-      high = keys[i] > high ? keys[i] : high;
+    for (int64_t i = count; i % 16; ++i) keys[i] = keys[0];
+    f32x16 lowest = load<f32x16>(keys), highest = lowest;
+    for (int64_t i = 16; i < count; i += 16) {
+      lowest = min(lowest, load<f32x16>(keys + i));
+      highest = max(highest, load<f32x16>(keys + i));
     }
+    const float low = -max_lanes(-lowest), high = max_lanes(highest);
     if (low == high) return low;
-    // The lowest key falls into the first bucket and the highest into the last, so each round leaves fewer keys.
-    const double scale = (BUCKETS - 1) / ((double)high - low);
-    double sums[BUCKETS] = {};
-    for (int64_t i = 0; i < count; ++i) sums[(int)(((double)keys[i] - low) * scale + 0.5)] += weights[i];
-    int64_t bucket = 0;
-    while (bucket < BUCKETS - 1 && before + sums[bucket] < target) before += sums[bucket++];
-    int64_t members = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      if ((int)(((double)keys[i] - low) * scale + 0.5) != bucket) continue;
-      keys[members] = keys[i];
-      weights[members++] = weights[i];
-    }
-    count = members;
+    // The lowest and the highest key are in different buckets, so each round leaves fewer keys.
+    count = narrow(keys, weights, count, Buckets{low, (BUCKETS - 1) / ((double)high - low)}, &before, target);
   }
   for (int64_t i = 1; i < count; ++i) {
     float key = keys[i], weight = weights[i];
@@ -106,115 +134,153 @@ static Logits keep_largest(const Logits& logits, int64_t k, const SamplingMemory
   return Logits{memory.values, found, nullptr, memory.ids};
 }
 
-// Weights by distance from the center: bucket b holds distances d with b <= d * scale < b + 1.
-struct Histogram {
-  float center;
-  float scale;
-  // Two of each, by turns, and places for what is beyond, so that additions seldom wait for one another.
-  double sums[2][BUCKETS + 16];
+// --- distances from a center -----------------------------------------------------------------------------------------
+
+// Distances from near up to, but without, far.
+struct Range {
+  float near;
+  float far;
 };
 
-static void add_block(Histogram& histogram, const Logits& logits, const Kept& kept, int64_t block) {
-  const i32x16 beyond = (int32_t)BUCKETS + (i32x16){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  int32_t buckets[SAMPLING_BLOCK];
-  double weights[SAMPLING_BLOCK];
-  int64_t length = 0;
-  for (int64_t i = block * SAMPLING_BLOCK; i < block_end(block, logits.count); i += 16) {
-    f32x16 s = scaled(load_logits(logits.values, i, logits.count), kept);
-    f32x16 place = absolute(s - histogram.center) * histogram.scale;
-    i32x16 is_within = place < (float)BUCKETS;
-    if (!any(is_within)) continue;
-    i32x16 bucket = __builtin_convertvector(is_within ? place : splat(0.0f), i32x16);
-    store(buckets + length, is_within ? bucket : beyond);
-    store(weights + length, __builtin_convertvector(weight_of(s, kept), f64x16));
-    length += 16;
-  }
-  for (int64_t i = 0; i < length; i += 2) {
-    histogram.sums[0][buckets[i]] += weights[i];
-    histogram.sums[1][buckets[i + 1]] += weights[i + 1];
-  }
-}
+// Farther from any center that a distribution has there are no weights.
+static constexpr float FARTHEST = 128;
 
-// The bucket in which the weights reach the target, or by rounding the last; *before: the weights in those before it.
-static int64_t find_bucket(const Histogram& histogram, double target, double* before) {
-  int64_t found = 0;
-  double reached = 0;
-  for (int64_t bucket = 0; bucket < BUCKETS && reached < target; ++bucket) {
-    const double sum = histogram.sums[0][bucket] + histogram.sums[1][bucket];
-    if (sum == 0) continue;
-    found = bucket;
-    *before = reached;
-    reached += sum;
-  }
-  return found;
-}
-
-// Distances and weights of a bucket's members, in memory.keys and memory.weights; their number.
-static int64_t gather_bucket(const Histogram& histogram, int64_t bucket, const Logits& logits, const Kept& kept,
-                             const SamplingMemory& memory) {
-  const float first = (float)bucket, end = (float)(bucket + 1);
-  int64_t members = 0;
-  for (int64_t block = 0; block < num_blocks(logits.count); ++block) {
-    // Where all of a block lies below the center and even its maxima are beyond the bucket, so is all else.
-    f32x16 best = scaled(load<f32x16>(logits.maxima + block * 16), kept);
-    f32x16 nearest = absolute(best - histogram.center) * histogram.scale;
-    if (!any((best >= histogram.center) | (nearest < end))) continue;
-    for (int64_t i = block * SAMPLING_BLOCK; i < block_end(block, logits.count); i += 16) {
-      f32x16 s = scaled(load_logits(logits.values, i, logits.count), kept);
-      f32x16 distance = absolute(s - histogram.center), place = distance * histogram.scale;
-      i32x16 is_member = (place >= first) & (place < end);
-      if (!any(is_member)) continue;
-      f32x16 weight = weight_of(s, kept);
-      for (uint32_t lanes = lanes_where(is_member & (weight > 0)); lanes; ++members) {
-        const int lane = next_lane(&lanes);
-        memory.keys[members] = distance[lane];
-        memory.weights[members] = weight[lane];
-      }
-    }
-  }
-  return members;
-}
-
-// select_distance over a whole row.
-static float select_by_histogram(const Logits& logits, const Kept& kept, float center, double total, double target,
-                                 const SamplingMemory& memory) {
-  // Weights below (total - target) / count make up less than what is missing between target and total, so the answer
-  // is no farther from the center than such a value, or than the largest. Beyond 128 there are no weights.
-  const double least = __builtin_log((total - target) / (double)logits.count) - 1;
+// A range of distances that ends `share` of the weight most probably, from the maxima of the row's parts and one in 32
+// of all others, which counts for 32.
+static Range estimate_range(const Logits& logits, const Kept& kept, float center, double share) {
+  // Weights below (1 - share) / count make up less than what is missing between the target and the total, which is 1 at
+  // least, so the answer is no farther from the center than such a value, or than the largest.
+  const double least = __builtin_log((1 - share) / (double)logits.count) - 1;
   const double reach = center - least > -center ? center - least : -center;
-  Histogram histogram = {center, (float)(BUCKETS / ((reach < 128 ? reach : 128) * 1.001)), {}};
-  for (int64_t block = 0; block < num_blocks(logits.count); ++block) add_block(histogram, logits, kept, block);
-  double before = 0;
-  const int64_t bucket = find_bucket(histogram, target, &before);
-  const int64_t members = gather_bucket(histogram, bucket, logits, kept, memory);
-  return select_key(memory.keys, memory.weights, members, before, target);
+  const float scale = (float)(BUCKETS / ((reach < FARTHEST ? reach : FARTHEST) * 1.001));
+  double sums[BUCKETS + 1] = {}, squares[BUCKETS + 1] = {};
+  double total = 0;
+  auto add = [&](f32x16 values, i32x16 is_counted, float factor, double* squares_of) {
+    const f32x16 s = scaled(values, kept);
+    const f32x16 place = min(absolute(s - center) * scale, splat(BUCKETS));
+    int32_t buckets[16];
+    float weights[16];
+    store(buckets, __builtin_convertvector(place, i32x16));
+    store(weights, is_counted ? factor * weight_of(s, kept) : splat(0.0f));
+    for (int lane = 0; lane < 16; ++lane) {
+      sums[buckets[lane]] += weights[lane];
+      if (squares_of) squares_of[buckets[lane]] += (double)weights[lane] * weights[lane];
+      total += weights[lane];
+    }
+  };
+  for (int64_t block = 0; block < num_blocks(logits.count); ++block) {
+    const f32x16 maxima = load<f32x16>(logits.maxima + block * 16);
+    add(maxima, maxima == maxima, 1, nullptr);
+    // Another place in each block, so that no order of the vocabulary is met.
+    const int64_t vectors = (block_end(block, logits.count) - block * SAMPLING_BLOCK + 15) / 16;
+    const int64_t sampled = block * SAMPLING_BLOCK + block * 11 % vectors * 16;
+    const f32x16 sample = load_logits(logits.values, sampled, logits.count);
+    add(sample, sample < maxima, (float)vectors, squares);
+  }
+  double square = 0;
+  for (double each : squares) square += each;
+  // What is summed up to a distance, less its share of the total: the variance is at most this where it is 0.
+  double reached = 0, square_within = 0;
+  int64_t bucket = 0;
+  for (; bucket < BUCKETS && reached < share * total; ++bucket) {
+    reached += sums[bucket];
+    square_within += squares[bucket];
+  }
+  const double variance = (1 - share) * (1 - share) * square_within + share * share * (square - square_within);
+  const double margin = DEVIATIONS * __builtin_sqrt(variance) + 1e-6 * total;
+  int64_t first = bucket, last = bucket;
+  while (first > 0 && reached > share * total - margin) reached -= sums[--first];
+  for (reached = 0, last = 0; last < BUCKETS && reached < share * total + margin; ++last) reached += sums[last];
+  return {first ? (float)first / scale : 0, last < BUCKETS ? (float)last / scale : FARTHEST};
 }
 
-// The smallest distance of scaled values from the center within which they have `share` of the weight, `total`. Where
-// the head of the row has all within that distance, it takes the row's place.
-static float select_distance(Logits& logits, const Kept& kept, float center, double total, double share,
-                             const SamplingMemory& memory) {
-  const double target = share * total;
-  Logits head = logits;
-  float outside = INFINITE;  // no value that is not in the head is nearer than this
-  if (logits.maxima) {
-    const float bound = bound_of_largest(logits, logits.count / HEAD + 1, memory);
-    head = gather_from(logits, bound, memory);
-    outside = center - scaled(bound, kept);
-  }
-  int64_t members = 0;
-  double sum = 0;
-  for (int64_t i = 0; i < head.count; i += 16) {
-    f32x16 s = scaled(load_logits(head.values, i, head.count), kept);
-    f32x16 distance = absolute(s - center), weight = weight_of(s, kept);
-    for (uint32_t lanes = lanes_where((distance < outside) & (weight > 0)); lanes; ++members) {
-      const int lane = next_lane(&lanes);
-      memory.keys[members] = distance[lane];
-      memory.weights[members] = weight[lane];
-      sum += weight[lane];
+// What a look at the whole row gives. Weights nearer than the range are summed by block in memory.sums, distances and
+// weights of members, those within it, are in memory.distances and memory.masses, up to memory.ids[block] for a block.
+struct Scan {
+  double total;
+  double nearer;
+  double within;
+  int64_t members;
+};
+
+static Scan scan_row(const Logits& logits, const Kept& kept, float center, const Range& range,
+                     const SamplingMemory& memory) {
+  Scan scan = {};
+  f64x16 total = {}, within = {};
+  for (int64_t block = 0; block < num_blocks(logits.count); ++block) {
+    f64x16 nearer = {};
+    // Four vectors are summed in float32, whose rounding is less than that of their exponentials.
+    for (int64_t first = block * SAMPLING_BLOCK; first < block_end(block, logits.count); first += 64) {
+      f32x16 all_of_four = {}, nearer_of_four = {}, within_of_four = {};
+      for (int64_t i = first; i < first + 64 && i < logits.count; i += 16) {
+        const f32x16 s = scaled(load_logits(logits.values, i, logits.count), kept);
+        const f32x16 distance = absolute(s - center), weight = weight_of(s, kept);
+        const i32x16 is_nearer = distance < range.near, is_member = (distance >= range.near) & (distance < range.far);
+        all_of_four += weight;
+        nearer_of_four += is_nearer ? weight : splat(0.0f);
+        within_of_four += is_member ? weight : splat(0.0f);
+        const uint32_t lanes = lanes_where(is_member);
+        store_lanes(memory.distances + scan.members, distance, lanes);
+        store_lanes(memory.masses + scan.members, weight, lanes);
+        scan.members += __builtin_popcount(lanes);
+      }
+      total += __builtin_convertvector(all_of_four, f64x16);
+      nearer += __builtin_convertvector(nearer_of_four, f64x16);
+      within += __builtin_convertvector(within_of_four, f64x16);
     }
+    scan.nearer += memory.sums[block] = sum_lanes(nearer);
+    memory.ids[block] = (int32_t)scan.members;
   }
-  if (logits.maxima && sum < target) return select_by_histogram(logits, kept, center, total, target, memory);
-  logits = head;
-  return select_key(memory.keys, memory.weights, members, 0, target);
+  scan.total = sum_lanes(total);
+  scan.within = sum_lanes(within);
+  return scan;
+}
+
+// Completes the sums of blocks by what members have up to a distance.
+static void add_members(const Logits& logits, float distance, const SamplingMemory& memory) {
+  int64_t i = 0;
+  for (int64_t block = 0; block < num_blocks(logits.count); ++block) {
+    for (; i < memory.ids[block]; ++i)
+      if (memory.distances[i] <= distance) memory.sums[block] += memory.masses[i];
+  }
+}
+
+// select_distance over a whole row. Leaves in memory.sums what each block keeps.
+static float select_in_row(const Logits& logits, const Kept& kept, float center, double share,
+                           const SamplingMemory& memory) {
+  Range range = estimate_range(logits, kept, center, share);
+  Scan scan = scan_row(logits, kept, center, range, memory);
+  const double target = share * scan.total;
+  if (scan.nearer >= target || scan.nearer + scan.within < target) {
+    range = scan.nearer >= target ? Range{0, range.near} : Range{range.far, FARTHEST};
+    scan = scan_row(logits, kept, center, range, memory);
+  }
+  if (scan.members == 0) return range.far;  // By rounding: all that have weight are nearer.
+  memcpy(memory.keys, memory.distances, scan.members * sizeof(float));
+  memcpy(memory.weights, memory.masses, scan.members * sizeof(float));
+  const float distance = select_key(memory.keys, memory.weights, scan.members, scan.nearer, target);
+  add_members(logits, distance, memory);
+  return distance;
+}
+
+// The same over some values of a row.
+static float select_among(const Logits& logits, const Kept& kept, float center, double share,
+                          const SamplingMemory& memory) {
+  int64_t members = 0;
+  for (int64_t i = 0; i < logits.count; i += 16) {
+    f32x16 s = scaled(load_logits(logits.values, i, logits.count), kept);
+    f32x16 distance = absolute(s - center), weight = weight_of(s, kept);
+    const uint32_t lanes = lanes_where(weight > 0);
+    store_lanes(memory.keys + members, distance, lanes);
+    store_lanes(memory.weights + members, weight, lanes);
+    members += __builtin_popcount(lanes);
+  }
+  return select_key(memory.keys, memory.weights, members, 0, share * total_of(logits, kept));
+}
+
+// The smallest distance of scaled values from the center within which they have `share` of the weight.
+static float select_distance(const Logits& logits, const Kept& kept, float center, double share,
+                             const SamplingMemory& memory) {
+  return logits.maxima ? select_in_row(logits, kept, center, share, memory)
+                       : select_among(logits, kept, center, share, memory);
 }

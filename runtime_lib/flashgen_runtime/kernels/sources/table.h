@@ -23,3 +23,7 @@ struct KernelTable {
   decltype(&fg_sample) sample;
   decltype(&fg_beam_candidates) beam_candidates;
 };
+
+// linear_tiles.cpp: linear_forward on AMX; null in a library without it.
+__attribute__((weak)) void linear_forward_on_tiles(const fg_linear* layer, const float* x, int64_t x_stride, float* y,
+                                                   int64_t y_stride, int64_t rows, int64_t is_added);
