@@ -58,6 +58,7 @@ class LawModel:
         self.can_share_blocks = can_share_blocks
         self.num_computed_tokens = 0
         self.forgotten: list[Request] = []
+        self.is_closed = False
 
     def allocate_cache(self, num_blocks: int, block_size: int) -> None:
         self._block_size = block_size
@@ -86,6 +87,9 @@ class LawModel:
 
     def forget(self, request: Request) -> None:
         self.forgotten.append(request)
+
+    def close(self) -> None:
+        self.is_closed = True
 
     def _store(self, request: Request, positions: range) -> None:
         flat = self._cache.reshape(-1)

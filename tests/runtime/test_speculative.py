@@ -2,12 +2,16 @@
 
 import random
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from flashgen_runtime.engine.base import EngineOutput, EngineRequest
+from flashgen_runtime.engine.batch import Batch
+from flashgen_runtime.engine.drafting import DraftProposer
 from flashgen_runtime.engine.llm_engine import LLMEngine
 from flashgen_runtime.engine.native_decoder import load_native
 from flashgen_runtime.engine.request import Request
@@ -33,13 +37,42 @@ class Oracle:
         self._chance = random.Random(seed)
         self._error_rate = error_rate
 
-    def propose(self, request: Request, count: int) -> list[int]:
+    def propose(self, wishes: Mapping[Request, int]) -> dict[Request, list[int]]:
+        return {request: self._guess(request, count) for request, count in wishes.items()}
+
+    def forget(self, request: Request) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def _guess(self, request: Request, count: int) -> list[int]:
         right = greedy_by_law(request.token_ids, max_tokens=count)
         return [(token + (self._chance.random() < self._error_rate)) % VOCAB_SIZE for token in right]
 
 
-def always(*proposers: Proposer, num_tokens: int = 4) -> Speculation:
-    return Speculation(proposers, num_tokens=num_tokens, is_always=True)
+class UnsureModel(LawModel):
+    """Knows the law, but for one text in four."""
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        logits = super().forward(batch)
+        is_wrong = (logits[:, :1] * 1000).long() % 4 == 0
+        return torch.where(is_wrong, -logits, logits)
+
+
+def drafter(model: LawModel | None = None, *, num_blocks: int = 40, max_num_batched_tokens: int = 16) -> DraftProposer:
+    return DraftProposer(
+        model or UnsureModel(),
+        vocab_size=VOCAB_SIZE,
+        num_blocks=num_blocks,
+        block_size=4,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_context=64,
+    )
+
+
+def always(*proposers: Proposer, num_tokens: int = 4, is_tree: bool = False) -> Speculation:
+    return Speculation(proposers, num_tokens=num_tokens, is_tree=is_tree, is_always=True)
 
 
 def engine_of(speculation: Speculation | None, *, num_blocks: int = 64, **limits: Any) -> LLMEngine:
@@ -89,16 +122,20 @@ KINDS: dict[str, dict[str, Any]] = {
     "choices": {"temperature": 0.9, "seed": 4, "n": 3},
     "beams": {"num_beams": 2, "temperature": 0.0},
 }
-PROPOSERS: dict[str, Proposer] = {
-    "oracle": Oracle(),
-    "ngram": NgramProposer(),
-    "prediction": PredictionProposer(),
+SPECULATIONS: dict[str, Callable[[], Speculation]] = {
+    "oracle": lambda: always(Oracle()),
+    "ngram": lambda: always(NgramProposer()),
+    "prediction": lambda: always(PredictionProposer()),
+    "draft": lambda: always(drafter()),
+    "tree": lambda: always(Oracle(1), drafter(), Oracle(2), num_tokens=3, is_tree=True),
 }
 
 
-@pytest.mark.parametrize("proposer", PROPOSERS.values(), ids=PROPOSERS.keys())
-@pytest.mark.parametrize("limits", [{}, {"num_blocks": 14, "max_num_batched_tokens": 9}], ids=["roomy", "tight"])
-def test_answers_are_the_same_with_and_without_guesses(proposer: Proposer, limits: dict[str, Any]) -> None:
+@pytest.mark.parametrize("speculation", SPECULATIONS.values(), ids=SPECULATIONS.keys())
+@pytest.mark.parametrize("limits", [{}, {"num_blocks": 14, "max_num_batched_tokens": 16}], ids=["roomy", "tight"])
+def test_answers_are_the_same_with_and_without_guesses(
+    speculation: Callable[[], Speculation], limits: dict[str, Any]
+) -> None:
     """All kinds of requests together: text, log probabilities, reasons, counts; preemptions where it is tight."""
     requests = []
     for number, (name, params) in enumerate(KINDS.items()):
@@ -109,7 +146,7 @@ def test_answers_are_the_same_with_and_without_guesses(proposer: Proposer, limit
         requests.append(EngineRequest(name, prompt, full, predicted_ids=predicted))
 
     expected = answers(run(engine_of(None, **limits), requests))
-    engine = engine_of(always(proposer), **limits)
+    engine = engine_of(speculation(), **limits)
 
     assert answers(run(engine, requests)) == expected
     assert engine.stats.proposed > 0
@@ -154,7 +191,8 @@ def test_guesses_keep_to_budget_and_blocks_whatever_comes_when(seed: int) -> Non
     """Random arrivals and aborts on a small pool: a step never exceeds its budget, everything is freed at the end."""
     chance = random.Random(seed)
     budget = chance.randint(6, 20)
-    speculation = always(Oracle(seed), num_tokens=chance.randint(1, 7))
+    proposers = [Oracle(seed), drafter(num_blocks=chance.randint(2, 20), max_num_batched_tokens=budget)]
+    speculation = always(*chance.sample(proposers, 2), num_tokens=chance.randint(1, 5), is_tree=chance.random() < 0.7)
     engine = engine_of(speculation, num_blocks=chance.randint(10, 16), max_num_batched_tokens=budget, max_num_seqs=5)
     expected, found, aborted = {}, {}, set()
     for number in range(10):
@@ -208,35 +246,118 @@ def test_guesses_end_when_they_are_wrong_and_cost() -> None:
     speculation = Speculation([Oracle(error_rate=1)], num_tokens=4)
     for rows, seconds in ((1, 1.0), (5, 1.5)):
         speculation.note_step(rows, seconds)
-    request = Request(
-        request_id="one",
-        params=SamplingParams(max_tokens=400),
-        token_ids=[5],
-        num_prompt_tokens=1,
-        seed=0,
-        eos_ids=EOS,
-    )
-    tries = 0
+    request = request_of([5])
+    rows = 0
     for _ in range(400):
-        if proposed := speculation.propose(request, limit=8, num_running=1):
-            tries += 1
-            speculation.note_result(request, num_proposed=len(proposed), num_accepted=0)
+        if count := speculation.wish(request, max_tokens=8, max_rows=8, num_running=1):
+            rows += count
+            speculation.note_result(request, num_rows=count, longest=count, num_accepted=0)
         request.token_ids.append(5)
 
-    assert 0 < tries < 40
+    assert 0 < rows < 20
     assert not speculation.may_pay(MOST_RUNNING + 1)
+
+
+def test_guesses_are_as_long_as_they_pay() -> None:
+    """Where guesses are right they become long, unless rows or the guessing itself cost too much."""
+
+    def length(step_of_five: float, guessing: float) -> int:
+        speculation = Speculation([Oracle()], num_tokens=4)
+        request = request_of([5])
+        for _ in range(20):
+            speculation.note_step(1, 1.0)
+            speculation.note_step(5, step_of_five)
+            speculation._costs.note_guesses(4, 4 * guessing)
+            speculation.note_result(request, num_rows=4, longest=4, num_accepted=3)
+        return speculation.wish(request, max_tokens=9, max_rows=9, num_running=1)
+
+    assert (length(1.3, 0), length(1.3, 0.1), length(5, 0), length(1.3, 2)) == (4, 4, 1, 1)
 
 
 def test_a_prediction_is_followed_again_behind_a_mismatch() -> None:
     """Two tokens of the completion replaced one of the prediction: the guess goes on at the right place."""
-    request = Request(
+    request = request_of([1, 1, 10, 11, 99, 98, 13, 14], num_prompt_tokens=2)
+    request.predicted_ids = [10, 11, 12, 13, 14, 15, 16, 17]
+
+    assert PredictionProposer().propose({request: 2}) == {request: [15, 16]}
+
+
+def test_what_followed_the_latest_equal_end_is_guessed() -> None:
+    """The longest end that stood in the text before wins, however the text grew; nothing where none did."""
+    proposer = NgramProposer()
+    request = request_of([1, 2, 3, 9, 2, 3, 8, 1, 2, 3])
+    fresh = request_of([1, 2, 3])
+
+    assert proposer.propose({request: 2, fresh: 2}) == {request: [9, 2]}
+    request.token_ids += [5, 2, 3]
+    assert proposer.propose({request: 3}) == {request: [5, 2, 3]}
+
+
+def test_a_small_model_reads_long_prompts_in_parts_and_gives_its_blocks_back() -> None:
+    """A prompt of 40 tokens by 16 a step; what is kept of a request that wants nothing makes room for another."""
+    proposer = drafter(LawModel(), num_blocks=12)
+    first, second = request_of([7] * 40), request_of([8] * 30)
+
+    assert [proposer.propose({first: 3}) for _ in range(4)] == [
+        {},
+        {},
+        {},
+        {first: greedy_by_law([7] * 40, max_tokens=3)},
+    ]
+    assert [proposer.propose({second: 3}) for _ in range(3)] == [
+        {},
+        {},
+        {second: greedy_by_law([8] * 30, max_tokens=3)},
+    ]
+    proposer.forget(first)
+    proposer.forget(second)
+    assert proposer.num_free_blocks == 12
+
+
+def test_a_small_model_follows_sampled_texts() -> None:
+    """The same model guesses sampled tokens as surely as greedy ones: it draws with the same random numbers."""
+    params = SamplingParams(max_tokens=30, temperature=1.2, seed=12, top_k=9, frequency_penalty=0.4)
+    engine = engine_of(always(drafter(LawModel())))
+
+    run(engine, [EngineRequest("one", [5, 6, 7], params)])
+
+    assert engine.stats.accepted == engine.stats.proposed > 8
+
+
+def test_a_small_model_is_closed_with_the_large_one() -> None:
+    """Its weights and cache are given back."""
+    model = LawModel()
+    engine = engine_of(always(drafter(model)))
+
+    engine.close()
+
+    assert model.is_closed
+
+
+def test_tokens_that_a_small_model_does_not_know_are_not_given_to_it() -> None:
+    """A vocabulary that is padded less: no guess, and no index out of range."""
+    assert drafter().propose({request_of([5, VOCAB_SIZE]): 3}) == {}
+
+
+def test_a_tree_goes_on_with_whichever_guess_is_right() -> None:
+    """Two guessers that are each wrong half of the time accept more together than the better one alone."""
+    request = EngineRequest("one", [9, 9], SamplingParams(max_tokens=40, temperature=0))
+
+    def steps(*seeds: int) -> int:
+        oracles = [Oracle(seed, error_rate=0.5) for seed in seeds]
+        engine = engine_of(always(*oracles, is_tree=True), num_blocks=100)
+        run(engine, [request])
+        return engine.stats.steps
+
+    assert steps(1, 2) < min(steps(1), steps(2))
+
+
+def request_of(token_ids: list[int], *, num_prompt_tokens: int = 1) -> Request:
+    return Request(
         request_id="one",
-        params=SamplingParams(max_tokens=20),
-        token_ids=[1, 1, 10, 11, 99, 98, 13, 14],
-        num_prompt_tokens=2,
+        params=SamplingParams(max_tokens=400, temperature=0),
+        token_ids=token_ids,
+        num_prompt_tokens=num_prompt_tokens,
         seed=0,
         eos_ids=EOS,
-        predicted_ids=[10, 11, 12, 13, 14, 15, 16, 17],
     )
-
-    assert PredictionProposer().propose(request, 2) == [15, 16]

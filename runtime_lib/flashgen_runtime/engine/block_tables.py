@@ -113,12 +113,48 @@ class BlockTables:
         num_blocks = len(request.block_table) + max(0, self._pool.num_free - num_reserved)
         return num_blocks * self._block_size - request.num_computed_tokens - 1
 
-    def grow_to_proposals(self, request: Request) -> None:
-        """Gives a decoding request the blocks of what is proposed, no more than `room` said."""
-        num_tokens = request.num_computed_tokens + 1 + len(request.proposed_ids)
+    def extend(self, request: Request, num_tokens: int) -> bool:
+        """Gives a request blocks for so many tokens; `False` when too few are free."""
         blocks = self._pool.allocate(max(0, self.num_blocks(num_tokens) - len(request.block_table)))
-        assert blocks is not None, "proposals keep to the room"
+        if blocks is None:
+            return False
         request.block_table.extend(blocks)
+        return True
+
+    def branch(
+        self, request: Request, proposed_ids: list[int], *, num_reserved: int
+    ) -> tuple[Request, list[tuple[int, int]]] | None:
+        """A decoding request once more, with another guess, for one step.
+
+        It shares the blocks that are full and has its own behind them.
+
+        Returns:
+            It, and the blocks to copy, source and target; `None` where fewer than `num_reserved` blocks would be left
+            or blocks cannot be shared.
+        """
+        num_computed = request.num_computed_tokens
+        num_shared = num_computed // self._block_size
+        num_own = self.num_blocks(num_computed + 1 + len(proposed_ids)) - num_shared
+        if not self.can_share or num_own + num_reserved > self._pool.num_free:
+            return None
+        own = self._pool.allocate(num_own)
+        assert own is not None, "as many as were counted above"
+        shared = request.block_table[:num_shared]
+        for block in shared:
+            self._pool.share(block)
+        branch = Request(
+            request_id=request.request_id,
+            params=request.params,
+            token_ids=request.token_ids.copy(),
+            num_prompt_tokens=request.num_prompt_tokens,
+            seed=request.seed,
+            eos_ids=request.eos_ids,
+            proposed_ids=proposed_ids,
+            branch_of=request,
+            num_computed_tokens=num_computed,
+            block_table=shared + array("q", own),
+        )
+        return branch, [(request.block_table[num_shared], own[0])] if num_computed % self._block_size else []
 
     def grow_beams(self, beams: Sequence[Request]) -> list[tuple[int, int]] | None:
         """Gives each of a search's decoding beams room of its own for its newest token.

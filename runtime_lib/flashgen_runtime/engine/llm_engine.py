@@ -26,6 +26,11 @@ from flashgen_runtime.errors import ConfigError, RequestError
 from flashgen_runtime.messages import TokenLogprob
 
 
+def can_speculate(model: CausalModel) -> bool:
+    """Whether a model verifies several tokens of a text at once with the bits that it has for each alone."""
+    return model.can_chunk and model.description.is_batch_invariant
+
+
 @dataclass(slots=True)
 class _OpenRequest:
     """A request that is not answered yet."""
@@ -47,8 +52,8 @@ class LLMEngine:
         sizes: limits of batches and memory.
         max_context: longest prompt plus completion that the model takes.
         eos_ids: token ids that end a completion.
-        speculation: guesses tokens, which change when a text comes and never what it is; not for models whose results
-            depend on the batch, nor for those that do not compute prompts in chunks.
+        speculation: guesses tokens, which change when a text comes and never what it is; owned from now on, and only
+            where `can_speculate`.
 
     Raises:
         ConfigError: the KV cache's memory does not hold one block, or the model cannot have blocks of this size.
@@ -64,8 +69,8 @@ class LLMEngine:
         eos_ids: frozenset[int] = frozenset(),
         speculation: Speculation | None = None,
     ) -> None:
-        can_speculate = model.can_chunk and model.description.is_batch_invariant
-        self._speculation = speculation if can_speculate else None
+        assert speculation is None or can_speculate(model), "the caller asks first"
+        self._speculation = speculation
         num_blocks = _num_blocks(model, sizes, max_context=max_context)
         model.allocate_cache(num_blocks, sizes.block_size)
         self._pool = BlockPool(num_blocks)
@@ -169,6 +174,8 @@ class LLMEngine:
 
     def close(self) -> None:
         self._model.close()
+        if self._speculation is not None:
+            self._speculation.close()
 
     def _take_tokens(
         self, chunks: list[Chunk], sampled_chunks: list[Chunk], logits: torch.Tensor
@@ -177,17 +184,18 @@ class LLMEngine:
         requests = [chunk.request for chunk in sampled_chunks]
         first_rows = [0, *accumulate(1 + len(request.proposed_ids) for request in requests)]
         row_of = dict(zip(requests, first_rows, strict=False))
-        drawn = [row_of[request] for request in requests if request.beam_search is None]
+        drawn = [chunk.request for chunk in sampled_chunks if chunk.gives_token]
         tokens: list[SampledToken] = []
         if drawn:
-            rows = logits if len(drawn) == len(logits) else logits[drawn]
-            tokens = self._sampler.sample(rows, [request for request in requests if request.beam_search is None])
+            rows = logits if len(drawn) == len(logits) else logits[[row_of[request] for request in drawn]]
+            tokens = self._sampler.sample(rows, drawn)
         searched = [request for request in requests if request.beam_search is not None]
 
         advanced = self._scheduler.update(chunks, [token.token_id for token in tokens])
         outputs = [self._output(request, token) for request, token in zip(advanced, tokens, strict=True)]
         if any(request.proposed_ids for request in requests):
             outputs = self._verify(advanced, outputs, logits, row_of)
+            self._scheduler.end_branches(chunks)
         if searched:
             outputs += self._advance_searches(searched, logits[[row_of[request] for request in searched]])
         return outputs
@@ -201,26 +209,40 @@ class LLMEngine:
         """
         merged = dict(zip(advanced, outputs, strict=True))
         num_accepted = dict.fromkeys(advanced, 0)
-        going_on = advanced
-        for position in range(max(len(request.proposed_ids) for request in advanced)):
-            going_on = [request for request in going_on if _is_confirmed(request, position)]
+        guesses = {request: [request] for request in advanced}
+        for branch in row_of:
+            if branch.branch_of is not None:
+                guesses[branch.branch_of].append(branch)
+        right = guesses
+        for position in count():
+            still_right = {request: _confirmed(request, found, position) for request, found in right.items()}
+            going_on = [request for request, found in still_right.items() if found]
             if not going_on:
                 break
-            rows = logits[[row_of[request] + position + 1 for request in going_on]]
+            for request in going_on:
+                if still_right[request][0] is not right[request][0]:
+                    self._scheduler.adopt(still_right[request][0])
+            right = {request: still_right[request] for request in going_on}
+            rows = logits[[row_of[right[request][0]] + position + 1 for request in going_on]]
             for request, token in zip(going_on, self._sampler.sample(rows, going_on), strict=True):
                 num_accepted[request] += 1
                 self._scheduler.accept(request, token.token_id)
                 merged[request] = _joined(merged[request], self._output(request, token))
+        self._note_results(guesses, num_accepted)
+        return list(merged.values())
+
+    def _note_results(self, guesses: dict[Request, list[Request]], num_accepted: dict[Request, int]) -> None:
+        """Tells whoever guessed how it went."""
         assert self._speculation is not None, "someone proposed"
-        for request in advanced:
-            if request.proposed_ids:
+        for request, verified in guesses.items():
+            lengths = [len(guess.proposed_ids) for guess in verified]
+            if any(lengths):
                 self._speculation.note_result(
-                    request, num_proposed=len(request.proposed_ids), num_accepted=num_accepted[request]
+                    request, num_rows=sum(lengths), longest=max(lengths), num_accepted=num_accepted[request]
                 )
-                request.proposed_ids = []
+            request.proposed_ids = []
             if request.is_finished:
                 self._speculation.forget(request)
-        return list(merged.values())
 
     def _advance_searches(self, beams: list[Request], logits: torch.Tensor) -> list[EngineOutput]:
         """Gives every beam search in the batch its next step; the outputs of those that are done."""
@@ -327,11 +349,12 @@ def _is_prefill(chunk: Chunk) -> bool:
     return chunk.num_tokens > 1 + len(chunk.request.proposed_ids)
 
 
-def _is_confirmed(request: Request, position: int) -> bool:
-    """Whether a request goes on and its newest token is the one that was proposed at `position`."""
-    if request.is_finished or position >= len(request.proposed_ids):
-        return False
-    return request.token_ids[-1] == request.proposed_ids[position]
+def _confirmed(request: Request, guesses: list[Request], position: int) -> list[Request]:
+    """Those guesses that have a request's newest token at `position`, if the request goes on."""
+    if request.is_finished:
+        return []
+    newest = request.token_ids[-1:]
+    return [guess for guess in guesses if guess.proposed_ids[position : position + 1] == newest]
 
 
 def _joined(first: EngineOutput, second: EngineOutput) -> EngineOutput:

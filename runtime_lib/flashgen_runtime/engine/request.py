@@ -53,6 +53,9 @@ class Request:
     predicted_ids: list[int] = field(default_factory=list)
     proposed_ids: list[int] = field(default_factory=list)
 
+    # The request for which this one verifies another guess, for one step.
+    branch_of: "Request | None" = None
+
     state: RequestState = RequestState.WAITING
     finish_reason: FinishReason | None = None
 

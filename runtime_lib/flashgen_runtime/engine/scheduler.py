@@ -41,6 +41,11 @@ class Chunk(NamedTuple):
         """Whether the step gives the request a new token."""
         return self.num_tokens == self.request.num_uncomputed_tokens + len(self.request.proposed_ids)
 
+    @property
+    def gives_token(self) -> bool:
+        """Whether a token is drawn for it: beams have candidates instead, and a branch counts where it is right."""
+        return self.reaches_end and self.request.beam_search is None and self.request.branch_of is None
+
 
 class Schedule(NamedTuple):
     """One step's work."""
@@ -139,7 +144,8 @@ class Scheduler:
         budget = self._max_num_batched_tokens - len(draft.decodes)
         chunks = self._chunks(draft.prompts, budget)
         budget -= sum(chunk.num_tokens for chunk in chunks)
-        return Schedule(self._with_proposals(draft.decodes, budget) + chunks, draft.copies)
+        decodes = self._with_proposals(draft, budget)
+        return Schedule(decodes + chunks, draft.copies)
 
     def update(self, chunks: Sequence[Chunk], new_token_ids: Sequence[int]) -> list[Request]:
         """Notes what a step computed.
@@ -152,9 +158,10 @@ class Scheduler:
         Returns:
             The requests that have a new token, in the same order; some of them are finished and hold no blocks.
         """
-        sampled = [chunk.request for chunk in chunks if chunk.reaches_end and chunk.request.beam_search is None]
+        sampled = [chunk.request for chunk in chunks if chunk.gives_token]
         for request, num_tokens in chunks:
-            self._tables.advance(request, num_tokens - len(request.proposed_ids))
+            if request.branch_of is None:
+                self._tables.advance(request, num_tokens - len(request.proposed_ids))
         for request, token_id in zip(sampled, new_token_ids, strict=True):
             self._append(request, token_id)
         return sampled
@@ -163,6 +170,18 @@ class Scheduler:
         """After `update`: the newest token was proposed, so the step computed it too and gives the one behind it."""
         self._tables.advance(request, 1)
         self._append(request, token_id)
+
+    def adopt(self, branch: Request) -> None:
+        """After `update`: the newest token is the branch's and not its request's, which goes on in its blocks."""
+        request = branch.branch_of
+        assert request is not None, "branches only"
+        request.block_table, branch.block_table = branch.block_table, request.block_table
+
+    def end_branches(self, chunks: Sequence[Chunk]) -> None:
+        """At the end of a step: gives back what its branches hold."""
+        for request, _ in chunks:
+            if request.branch_of is not None:
+                self._tables.release(request)
 
     def _append(self, request: Request, token_id: int) -> None:
         request.token_ids.append(token_id)
@@ -313,23 +332,32 @@ class Scheduler:
             limit = budget
         return chunks
 
-    def _with_proposals(self, decodes: list[Chunk], budget: int) -> list[Chunk]:
+    def _with_proposals(self, draft: _Draft, budget: int) -> list[Chunk]:
         """The decodes, with tokens to verify as far as the budget goes and blocks are free beside everyone's growth."""
         speculation = self._speculation
         if speculation is None or not self._can_chunk or not speculation.may_pay(len(self._running)):
-            return decodes
-        chunks = []
-        for request, num_tokens in decodes:
-            if request.beam_search is None:
-                num_left = request.params.max_tokens - request.num_completion_tokens - 1
-                room = self._tables.room(request, num_reserved=self._max_num_seqs)
-                request.proposed_ids = speculation.propose(
-                    request, limit=min(budget, num_left, room), num_running=len(self._running)
-                )
-                self._tables.grow_to_proposals(request)
-                budget -= len(request.proposed_ids)
-            chunks.append(Chunk(request, num_tokens + len(request.proposed_ids)))
-        return chunks
+            return draft.decodes
+        wishes: dict[Request, int] = {}
+        for request, _ in draft.decodes:
+            if request.beam_search is not None:
+                continue
+            num_left = request.params.max_tokens - request.num_completion_tokens - 1
+            count = speculation.wish(request, max_tokens=num_left, max_rows=budget, num_running=len(self._running))
+            if count > 0:
+                wishes[request] = count
+                budget -= speculation.num_rows(count)
+        if not wishes:
+            return draft.decodes
+        branches: list[Chunk] = []
+        for request, (first, *others) in speculation.propose(wishes).items():
+            request.proposed_ids = first[: self._tables.room(request, num_reserved=self._max_num_seqs)]
+            has_room = self._tables.extend(request, len(request.token_ids) + len(request.proposed_ids))
+            assert has_room, "proposals keep to the room"
+            for guess in others:
+                if branch := self._tables.branch(request, guess, num_reserved=self._max_num_seqs):
+                    branches.append(Chunk(branch[0], 1 + len(guess)))
+                    draft.copies += branch[1]
+        return [Chunk(each, num_tokens + len(each.proposed_ids)) for each, num_tokens in draft.decodes] + branches
 
     def _preempt_newest(self) -> None:
         """Sends the newest running request back to the queue's head; it keeps its tokens, not its blocks."""

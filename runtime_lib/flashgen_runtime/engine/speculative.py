@@ -4,24 +4,24 @@ A guess costs rows of a step and nothing else: the engine samples every verified
 guess, and goes on as long as what it sampled is what was guessed. Here is who guesses, and whether it pays.
 """
 
-from array import array
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Protocol
 
 from flashgen_runtime.engine.request import Request
+from flashgen_runtime.engine.step_costs import StepCosts
 
 # Above this many running requests a step's rows are no longer almost free (measured: 8 rows 1.3 to 1.7 times one).
 MOST_RUNNING = 8
 
-# What a row more costs of a step of one row, before it has been measured.
-ASSUMED_ROW_COST = 0.08
+# How often a guessed token behind right ones is right, before anything is known.
+ASSUMED_ACCEPTANCE = 0.5
 
-# How much a new measurement counts in a moving average.
-WEIGHT = 0.2
+# How much a new result counts in a moving average.
+WEIGHT = 0.3
 
-# What guessing must gain by the model before it is done: the model is no better than its measurements.
+# What guessing must gain by the costs known before it is done: they are no better than their measurements.
 LEAST_GAIN = 1.05
 
 # Tokens without guesses after they did not pay; doubled each time, up to the limit.
@@ -30,52 +30,90 @@ FIRST_PAUSE, LONGEST_PAUSE = 16, 256
 # The longest and the shortest ends of a text that are looked for earlier in it.
 LONGEST_NGRAM, SHORTEST_NGRAM = 4, 2
 
-# Tokens of a text that are looked through, from its end back.
-NGRAM_WINDOW = 2048
-
 
 class Proposer(Protocol):
     """Who guesses."""
 
-    def propose(self, request: Request, count: int) -> list[int]:
-        """The next tokens of a request as guessed: at most `count`, perhaps none."""
+    def propose(self, wishes: Mapping[Request, int]) -> dict[Request, list[int]]:
+        """The next tokens of decoding requests as guessed.
+
+        Args:
+            wishes: how many tokens at most, for each request.
+
+        Returns:
+            Guesses of at least one token, of those requests for which there is one.
+        """
+
+    def forget(self, request: Request) -> None:
+        """The request has ended."""
+
+    def close(self) -> None:
+        """Gives back what it holds; there are no calls afterwards."""
 
 
 class NgramProposer:
     """Prompt lookup: what followed the last tokens when they stood in the text before."""
 
-    def propose(self, request: Request, count: int) -> list[int]:
-        token_ids = request.token_ids[-NGRAM_WINDOW:]
-        for length in range(LONGEST_NGRAM, SHORTEST_NGRAM - 1, -1):
-            if (place := _last_place(token_ids, length)) is not None:
-                return token_ids[place : place + count]
-        return []
+    def __init__(self) -> None:
+        self._texts: dict[Request, _NgramIndex] = {}
+
+    def propose(self, wishes: Mapping[Request, int]) -> dict[Request, list[int]]:
+        found = {}
+        for request, count in wishes.items():
+            index = self._texts.setdefault(request, _NgramIndex())
+            if (place := index.place_behind_end(request.token_ids)) is not None:
+                found[request] = request.token_ids[place : place + count]
+        return found
+
+    def forget(self, request: Request) -> None:
+        self._texts.pop(request, None)
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(slots=True)
+class _NgramIndex:
+    """Where the n-grams of one growing text stood last, without the one at its end."""
+
+    # Behind the n-gram, by its tokens.
+    places: dict[tuple[int, ...], int] = field(default_factory=dict)
+    num_indexed: int = 0
+
+    def place_behind_end(self, token_ids: Sequence[int]) -> int | None:
+        """Behind the latest earlier occurrence of the longest end that has one."""
+        for end in range(max(self.num_indexed, SHORTEST_NGRAM), len(token_ids)):
+            for length in range(SHORTEST_NGRAM, min(LONGEST_NGRAM, end) + 1):
+                self.places[tuple(token_ids[end - length : end])] = end
+        self.num_indexed = len(token_ids)
+        for length in range(min(LONGEST_NGRAM, len(token_ids)), SHORTEST_NGRAM - 1, -1):
+            if (place := self.places.get(tuple(token_ids[-length:]))) is not None:
+                return place
+        return None
 
 
 class PredictionProposer:
     """Follows the text that a caller predicts; goes on behind a mismatch where both meet again."""
 
-    def propose(self, request: Request, count: int) -> list[int]:
-        predicted = request.predicted_ids
-        if not predicted:
-            return []
-        completion = request.token_ids[request.num_prompt_tokens :]
-        if not completion:
-            return list(predicted[:count])
-        if predicted[: len(completion)] == completion:
-            return list(predicted[len(completion) : len(completion) + count])
-        for length in range(min(LONGEST_NGRAM, len(completion)), 0, -1):
-            if (place := _place_of(completion[-length:], predicted, near=len(completion))) is not None:
-                return list(predicted[place : place + count])
-        return []
+    def propose(self, wishes: Mapping[Request, int]) -> dict[Request, list[int]]:
+        found = {}
+        for request, count in wishes.items():
+            if request.predicted_ids and (guess := _predicted(request, count)):
+                found[request] = guess
+        return found
+
+    def forget(self, request: Request) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass(slots=True)
 class _Record:
     """What is known of one request."""
 
-    # How often a guessed token behind right ones is right, a moving average; `None` before the first guess.
-    acceptance: float | None = None
+    acceptance: float
     pause: int = FIRST_PAUSE
 
     # Length of the text from which on guesses are made again.
@@ -86,74 +124,47 @@ class Speculation:
     """Asks proposers in turn, as far as guessing pays.
 
     Args:
-        proposers: the first that has a guess is taken.
+        proposers: the first that has a guess for a request is taken; in a tree all that have one.
         num_tokens: the longest guess.
+        is_tree: whether different guesses for one request are verified beside each other.
         is_always: whether guesses are made without regard to what they cost, as tests want.
     """
 
-    def __init__(self, proposers: Sequence[Proposer], *, num_tokens: int, is_always: bool = False) -> None:
+    def __init__(
+        self, proposers: Sequence[Proposer], *, num_tokens: int, is_tree: bool = False, is_always: bool = False
+    ) -> None:
         self._proposers = tuple(proposers)
         self._num_tokens = num_tokens
+        self._is_tree = is_tree
         self._is_always = is_always
-        self._records: dict[Request, _Record] = defaultdict(_Record)
+        self._records: dict[Request, _Record] = {}
+        self._costs = StepCosts()
 
-        # Of steps that only decode, by their number of rows.
-        self._seconds: dict[int, float] = {}
-
-        # Of all requests, with which a new one starts; the first one starts with hope.
-        self._acceptance = 0.7
+        # Of all requests, with which a new one starts.
+        self._acceptance = ASSUMED_ACCEPTANCE
         self.num_proposed = 0
         self.num_accepted = 0
 
-    def propose(self, request: Request, *, limit: int, num_running: int) -> list[int]:
-        """A guess of at most `limit` tokens, and of none where it would not pay."""
-        most = min(limit, self._num_tokens)
-        count = self._best_count(request, most, num_running) if most > 0 else 0
-        if count == 0:
-            return []
-        for proposer in self._proposers:
-            if found := proposer.propose(request, count):
-                return found
-        return []
-
     def may_pay(self, num_running: int) -> bool:
         """Whether anybody's guess could pay beside so many requests."""
-        return self._is_always or num_running <= MOST_RUNNING
+        return self._is_always or (num_running <= MOST_RUNNING and self._costs.is_known)
 
-    def note_step(self, num_rows: int, seconds: float) -> None:
-        """A step that only decoded took so long."""
-        before = self._seconds.get(num_rows, seconds)
-        self._seconds[num_rows] = before + WEIGHT * (seconds - before)
+    def num_rows(self, num_tokens: int) -> int:
+        """Rows that a guess of so many tokens takes at most, beside the one of the request's newest token."""
+        num_others = len(self._proposers) - 1 if self._is_tree else 0
+        return num_tokens + num_others * (num_tokens + 1)
 
-    def note_result(self, request: Request, *, num_proposed: int, num_accepted: int) -> None:
-        """How a request's guess went."""
-        self.num_proposed += num_proposed
-        self.num_accepted += num_accepted
-        record = self._records[request]
-        share = num_accepted / min(num_accepted + 1, num_proposed)
-        before = self._acceptance if record.acceptance is None else record.acceptance
-        record.acceptance = before + WEIGHT * (share - before)
-        self._acceptance += WEIGHT * (share - self._acceptance)
-        if num_accepted == num_proposed > 1:
-            record.pause = FIRST_PAUSE
-
-    def forget(self, request: Request) -> None:
-        """The request has ended."""
-        self._records.pop(request, None)
-
-    def _best_count(self, request: Request, most: int, num_running: int) -> int:
-        """The length of the guess that gives most tokens a second, 0 where none gains anything."""
+    def wish(self, request: Request, *, max_tokens: int, max_rows: int, num_running: int) -> int:
+        """Tokens that should be guessed for a request, 0 where no guess would pay."""
+        counts = [n for n in range(1, min(max_tokens, self._num_tokens) + 1) if self.num_rows(n) <= max_rows]
+        if not counts:
+            return 0
         if self._is_always:
-            return most
-        record = self._records[request]
+            return counts[-1]
+        record = self._record(request)
         if len(request.token_ids) < record.resume_at:
             return 0
-        if record.acceptance is None:
-            record.acceptance = self._acceptance
-        gains = {
-            count: _expected_tokens(record.acceptance, count) / self._relative_cost(num_running, count)
-            for count in range(1, most + 1)
-        }
+        gains = {count: self._gain(record.acceptance, count, num_running) for count in counts}
         best = max(gains, key=gains.__getitem__)
         if gains[best] >= LEAST_GAIN:
             return best
@@ -162,15 +173,63 @@ class Speculation:
         record.pause = min(2 * record.pause, LONGEST_PAUSE)
         return 1
 
-    def _relative_cost(self, num_running: int, count: int) -> float:
-        """A step with a guess for one of the running requests, over a step without."""
-        plain = self._seconds.get(num_running)
-        more = [(rows, seconds) for rows, seconds in self._seconds.items() if rows > num_running]
-        if plain is None or not more:
-            return 1 + ASSUMED_ROW_COST * count
-        # On the line through the two nearest measurements below and above, or beyond the last one.
-        rows, seconds = min(more, key=lambda each: abs(each[0] - num_running - count))
-        return 1 + max(0.0, seconds / plain - 1) * count / (rows - num_running)
+    def propose(self, wishes: Mapping[Request, int]) -> dict[Request, list[list[int]]]:
+        """Guesses for requests, as many tokens as `wish` said; several, all different, in a tree only."""
+        started = perf_counter()
+        guesses: dict[Request, list[list[int]]] = {}
+        for proposer in self._proposers:
+            open_wishes = wishes if self._is_tree else {r: count for r, count in wishes.items() if r not in guesses}
+            if not open_wishes:
+                break
+            for request, guess in proposer.propose(open_wishes).items():
+                guesses.setdefault(request, []).append(guess)
+        if guesses:
+            self._costs.note_guesses(max(wishes.values()), perf_counter() - started)
+        return {request: _distinct(found) for request, found in guesses.items()}
+
+    def note_step(self, num_rows: int, seconds: float) -> None:
+        """A step that only decoded took so long."""
+        self._costs.note_step(num_rows, seconds)
+
+    def note_result(self, request: Request, *, num_rows: int, longest: int, num_accepted: int) -> None:
+        """How the guesses for a request went.
+
+        Args:
+            request: theirs.
+            num_rows: tokens that were verified for it.
+            longest: tokens of the longest guess.
+            num_accepted: tokens that were right.
+        """
+        self.num_proposed += num_rows
+        self.num_accepted += num_accepted
+        record = self._record(request)
+        share = num_accepted / min(num_accepted + 1, longest)
+        record.acceptance += WEIGHT * (share - record.acceptance)
+        self._acceptance += WEIGHT * (share - self._acceptance)
+        if num_accepted == longest > 1:
+            record.pause = FIRST_PAUSE
+
+    def forget(self, request: Request) -> None:
+        """The request has ended."""
+        self._records.pop(request, None)
+        for proposer in self._proposers:
+            proposer.forget(request)
+
+    def close(self) -> None:
+        """Gives back what the proposers hold."""
+        for proposer in self._proposers:
+            proposer.close()
+
+    def _record(self, request: Request) -> _Record:
+        if request not in self._records:
+            self._records[request] = _Record(self._acceptance)
+        return self._records[request]
+
+    def _gain(self, acceptance: float, count: int, num_running: int) -> float:
+        """Tokens a second with guesses of `count` tokens for all running requests, over those without."""
+        return _expected_tokens(acceptance, count) / self._costs.relative(
+            num_running, num_rows=num_running * (1 + self.num_rows(count)), num_guessed=count
+        )
 
 
 def _expected_tokens(acceptance: float, count: int) -> float:
@@ -178,15 +237,25 @@ def _expected_tokens(acceptance: float, count: int) -> float:
     return sum(acceptance**position for position in range(count + 1))
 
 
-def _last_place(token_ids: Sequence[int], length: int) -> int | None:
-    """Behind the latest earlier occurrence of the last `length` tokens."""
-    text = array("i", token_ids)
-    data, tail = text.tobytes(), text[-length:].tobytes()
-    found = data.rfind(tail, 0, len(data) - text.itemsize)
-    while found >= 0 and found % text.itemsize:
-        # Bytes of neighbours that only look like a token.
-        found = data.rfind(tail, 0, found + len(tail) - 1)
-    return None if found < 0 else found // text.itemsize + length
+def _distinct(guesses: Iterable[list[int]]) -> list[list[int]]:
+    """Without those that another one begins with."""
+    found: list[list[int]] = []
+    for guess in sorted(guesses, key=len, reverse=True):
+        if not any(other[: len(guess)] == guess for other in found):
+            found.append(guess)
+    return found
+
+
+def _predicted(request: Request, count: int) -> list[int]:
+    """The next tokens by what the caller predicts."""
+    predicted, num_prompt = request.predicted_ids, request.num_prompt_tokens
+    completion = request.token_ids[num_prompt:]
+    if predicted[: len(completion)] == completion:
+        return predicted[len(completion) : len(completion) + count]
+    for length in range(min(LONGEST_NGRAM, len(completion)), 0, -1):
+        if (place := _place_of(completion[-length:], predicted, near=len(completion))) is not None:
+            return predicted[place : place + count]
+    return []
 
 
 def _place_of(tail: Sequence[int], text: Sequence[int], *, near: int) -> int | None:
