@@ -21,6 +21,7 @@ from flashgen_runtime.engine.base import EngineRequest
 from flashgen_runtime.engine.causal_model import CausalModel
 from flashgen_runtime.engine.llm_engine import LLMEngine
 from flashgen_runtime.engine.sampling_params import SamplingParams
+from flashgen_runtime.engine.speculative import Speculation
 from flashgen_runtime.kernels.library import set_num_threads
 from flashgen_runtime.loader.tokenizer import load_tokenizer
 from flashgen_runtime.messages import GenerationParams
@@ -29,6 +30,9 @@ from flashgen_runtime.messages import GenerationParams
 KV_CACHE_DTYPES = {"bf16": "auto", "int8": "int8", "int4": "int8"}
 DTYPES: dict[str, DType] = {"fp32": "float32", "bf16": "bfloat16", "int8": "bfloat16", "int4": "bfloat16"}
 QUANTIZATIONS: dict[str, Quantization | None] = {"fp32": None, "bf16": None, "int8": "int8", "int4": "int4"}
+
+# Room for every workload here; nothing reads a checkpoint's limit.
+MAX_CONTEXT = 4096
 
 SIZES = EngineConfig(
     batching_mode="continuous",
@@ -52,15 +56,20 @@ class LoadedEngine:
     settings: str
 
 
-def load_engine(folder: Path, precision: str, threads: int, wrap: Callable[[CausalModel], CausalModel]) -> LoadedEngine:
+def load_engine(
+    folder: Path,
+    precision: str,
+    threads: int,
+    wrap: Callable[[CausalModel], CausalModel] = lambda model: model,
+    speculation: Speculation | None = None,
+) -> LoadedEngine:
     """Loads a checkpoint as a worker does; `wrap` may put something around the model."""
     torch.set_num_threads(threads)
     set_num_threads(threads)
     sizes = msgspec.structs.replace(SIZES, kv_cache_dtype=KV_CACHE_DTYPES.get(precision, "auto"))
     model = paths.load_causal_model(folder, model_config(folder, precision), sizes)
     tokenizer = load_tokenizer(folder, vocab_size=model.vocab_size)
-    # Room for every workload here; nothing reads the checkpoint's limit.
-    engine = LLMEngine(wrap(model), tokenizer, sizes=sizes, max_context=4096)
+    engine = LLMEngine(wrap(model), tokenizer, sizes=sizes, max_context=MAX_CONTEXT, speculation=speculation)
     found = model.description
     parts = [
         f"flashgen-runtime {__version__}",
@@ -202,7 +211,7 @@ def main(folder: Path, precision: str, threads: int, mode: str) -> None:
     if mode == "profile":
         serve(profile)
     else:
-        serve_generator(lambda: Flashgen(load_engine(folder, precision, threads, wrap=lambda model: model)))
+        serve_generator(lambda: Flashgen(load_engine(folder, precision, threads)))
 
 
 if __name__ == "__main__":
