@@ -282,6 +282,14 @@ def test_a_prediction_is_followed_again_behind_a_mismatch() -> None:
     assert PredictionProposer().propose({request: 2}) == {request: [15, 16]}
 
 
+def test_a_prediction_is_followed_behind_a_token_in_the_place_of_another() -> None:
+    """The newest token is not the predicted one: the guess goes on behind that."""
+    request = request_of([1, 1, 10, 11, 99], num_prompt_tokens=2)
+    request.predicted_ids = [10, 11, 12, 13, 14]
+
+    assert PredictionProposer().propose({request: 2}) == {request: [13, 14]}
+
+
 def test_what_followed_the_latest_equal_end_is_guessed() -> None:
     """The longest end that stood in the text before wins, however the text grew; nothing where none did."""
     proposer = NgramProposer()

@@ -27,6 +27,11 @@ LEAST_GAIN = 1.05
 # Tokens without guesses after they did not pay; doubled each time, up to the limit.
 FIRST_PAUSE, LONGEST_PAUSE = 16, 256
 
+# Costs and acceptances that the choice of a length distinguishes: it is made anew after so many steps, for acceptances
+# that far apart.
+STEPS_OF_A_CHOICE = 16
+ACCEPTANCE_STEPS = 20
+
 # The longest and the shortest ends of a text that are looked for earlier in it.
 LONGEST_NGRAM, SHORTEST_NGRAM = 4, 2
 
@@ -140,6 +145,10 @@ class Speculation:
         self._records: dict[Request, _Record] = {}
         self._costs = StepCosts()
 
+        # Lengths by acceptance and number of running requests, since the costs were last looked at.
+        self._choices: dict[tuple[int, int], int] = {}
+        self._num_steps = 0
+
         # Of all requests, with which a new one starts.
         self._acceptance = ASSUMED_ACCEPTANCE
         self.num_proposed = 0
@@ -151,27 +160,24 @@ class Speculation:
 
     def num_rows(self, num_tokens: int) -> int:
         """Rows that a guess of so many tokens takes at most, beside the one of the request's newest token."""
-        num_others = len(self._proposers) - 1 if self._is_tree else 0
+        num_others = len(self._proposers) - 1 if self._is_tree and num_tokens else 0
         return num_tokens + num_others * (num_tokens + 1)
 
     def wish(self, request: Request, *, max_tokens: int, max_rows: int, num_running: int) -> int:
         """Tokens that should be guessed for a request, 0 where no guess would pay."""
-        counts = [n for n in range(1, min(max_tokens, self._num_tokens) + 1) if self.num_rows(n) <= max_rows]
-        if not counts:
+        if max_rows < self.num_rows(1) or max_tokens < 1:
             return 0
         if self._is_always:
-            return counts[-1]
-        record = self._record(request)
-        if len(request.token_ids) < record.resume_at:
-            return 0
-        gains = {count: self._gain(record.acceptance, count, num_running) for count in counts}
-        best = max(gains, key=gains.__getitem__)
-        if gains[best] >= LEAST_GAIN:
-            return best
-        # One guess of one token behind each pause: a text may turn into one that can be guessed.
-        record.resume_at = len(request.token_ids) + record.pause
-        record.pause = min(2 * record.pause, LONGEST_PAUSE)
-        return 1
+            best = self._num_tokens
+        else:
+            record = self._record(request)
+            if len(request.token_ids) < record.resume_at:
+                return 0
+            best = self._best(record.acceptance, num_running) or self._pause(request, record)
+        best = min(best, max_tokens)
+        while self.num_rows(best) > max_rows:
+            best -= 1
+        return best
 
     def propose(self, wishes: Mapping[Request, int]) -> dict[Request, list[list[int]]]:
         """Guesses for requests, as many tokens as `wish` said; several, all different, in a tree only."""
@@ -190,6 +196,9 @@ class Speculation:
     def note_step(self, num_rows: int, seconds: float) -> None:
         """A step that only decoded took so long."""
         self._costs.note_step(num_rows, seconds)
+        self._num_steps += 1
+        if self._num_steps % STEPS_OF_A_CHOICE == 0:
+            self._choices.clear()
 
     def note_result(self, request: Request, *, num_rows: int, longest: int, num_accepted: int) -> None:
         """How the guesses for a request went.
@@ -225,6 +234,21 @@ class Speculation:
             self._records[request] = _Record(self._acceptance)
         return self._records[request]
 
+    def _pause(self, request: Request, record: _Record) -> int:
+        """One guess of one token, then none for a while: a text may turn into one that can be guessed."""
+        record.resume_at = len(request.token_ids) + record.pause
+        record.pause = min(2 * record.pause, LONGEST_PAUSE)
+        return 1
+
+    def _best(self, acceptance: float, num_running: int) -> int:
+        """The length that gives most tokens a second, 0 where none gains anything; computed now and then."""
+        key = round(ACCEPTANCE_STEPS * acceptance), num_running
+        if key not in self._choices:
+            gains = [self._gain(key[0] / ACCEPTANCE_STEPS, count, num_running) for count in range(self._num_tokens + 1)]
+            best = max(range(len(gains)), key=gains.__getitem__)
+            self._choices[key] = best if gains[best] >= LEAST_GAIN else 0
+        return self._choices[key]
+
     def _gain(self, acceptance: float, count: int, num_running: int) -> float:
         """Tokens a second with guesses of `count` tokens for all running requests, over those without."""
         return _expected_tokens(acceptance, count) / self._costs.relative(
@@ -255,6 +279,9 @@ def _predicted(request: Request, count: int) -> list[int]:
     for length in range(min(LONGEST_NGRAM, len(completion)), 0, -1):
         if (place := _place_of(completion[-length:], predicted, near=len(completion))) is not None:
             return predicted[place : place + count]
+    # The newest token may stand in the place of one that was predicted.
+    if (place := _place_of(completion[-3:-1], predicted, near=len(completion) - 1)) is not None:
+        return predicted[place + 1 : place + 1 + count]
     return []
 
 
