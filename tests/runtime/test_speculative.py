@@ -1,11 +1,11 @@
 """Guessed tokens: texts stay what they are, with every way to guess, in any company; guesses end when they cost."""
 
 import random
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +13,7 @@ from flashgen_runtime.engine.base import EngineOutput, EngineRequest
 from flashgen_runtime.engine.batch import Batch
 from flashgen_runtime.engine.drafting import DraftProposer
 from flashgen_runtime.engine.llm_engine import LLMEngine
-from flashgen_runtime.engine.native_decoder import load_native
+from flashgen_runtime.engine.native_decoder import NativeDecoder, load_native
 from flashgen_runtime.engine.request import Request
 from flashgen_runtime.engine.sampling_params import SamplingParams
 from flashgen_runtime.engine.speculative import (
@@ -24,7 +24,7 @@ from flashgen_runtime.engine.speculative import (
     Speculation,
 )
 from flashgen_runtime.kernels.library import current_isa
-from tests.law_model import VOCAB_SIZE, LawModel, greedy_by_law
+from tests.law_model import VOCAB_SIZE, LawModel, greedy_by_law, logits_of
 from tests.runtime_models import NumberTokenizer, greedy_request, random_prompts, run_to_end, sizes, tiny_module
 
 EOS = frozenset({3})
@@ -171,19 +171,35 @@ def test_right_guesses_save_steps() -> None:
     assert (engine.stats.steps, engine.stats.proposed, engine.stats.accepted) == (4, 12, 12)
 
 
-def test_sampled_tokens_have_the_distribution_of_the_model() -> None:
-    """Second tokens of 2,000 seeds behind a guess: equal to those without one, hence of the same distribution."""
+@pytest.mark.parametrize("kind", SPECULATIONS)
+def test_sampled_tokens_have_the_distribution_of_the_model(kind: str) -> None:
+    """Second tokens of 2,000 seeds, each verified behind a guess: chi-square against the law's own probabilities."""
     prompt = [5, 6, 7, 8]
     requests = [
-        EngineRequest(str(seed), prompt, SamplingParams(max_tokens=3, temperature=1.0, seed=seed))
+        EngineRequest(str(seed), prompt, SamplingParams(max_tokens=3, temperature=1.0, seed=seed, logprobs=0))
         for seed in range(2000)
     ]
+    first = probabilities(prompt)
+    expected = 2000 * sum(
+        first[token] * probabilities([*prompt, token]) for token in range(VOCAB_SIZE) if token not in EOS
+    )
 
-    def counts(speculation: Speculation | None) -> Counter[str]:
-        found = answers(run(engine_of(speculation, num_blocks=400), requests))
-        return Counter(text for text, *_ in found.values())
+    engine = engine_of(SPECULATIONS[kind](), num_blocks=400)
+    found = np.zeros(VOCAB_SIZE)
+    for _, logprobs, *_ in answers(run(engine, requests)).values():
+        if len(logprobs) > 1:
+            found[logprobs[1].token_id] += 1
+    # Tokens that end a text have no log probability; they are counted in none of the two.
+    found, expected = np.delete(found, list(EOS)), np.delete(expected, list(EOS))
 
-    assert counts(always(Oracle())) == counts(None)
+    # 49.7 is the 0.999 quantile for 23 degrees of freedom; there are 22.
+    assert ((found - expected) ** 2 / expected).sum() < 49.7
+
+
+def probabilities(token_ids: list[int]) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    """Of the next token, by the law at temperature 1."""
+    powers = np.exp(logits_of(token_ids).astype(np.float64))
+    return powers / powers.sum()
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -219,16 +235,27 @@ def test_guesses_keep_to_budget_and_blocks_whatever_comes_when(seed: int) -> Non
 
 
 @pytest.mark.skipif(current_isa() is None, reason="torch's products depend on the number of rows")
-@pytest.mark.parametrize("proposer", [NgramProposer(), PredictionProposer()], ids=["ngram", "prediction"])
-def test_our_kernels_give_the_same_text_with_guesses(tmp_path: Path, proposer: Proposer) -> None:
+@pytest.mark.parametrize("kind", ["ngram", "prediction", "draft", "tree"])
+def test_our_kernels_give_the_same_text_with_guesses(tmp_path: Path, kind: str) -> None:
     """A native model, requests together, greedy: verified rows are the same bits as single ones."""
     tiny_module("qwen3").save_pretrained(tmp_path)
 
-    def texts(speculation: Speculation | None, predictions: dict[str, str]) -> dict[str, str]:
-        model = load_native(
-            tmp_path, dtype="auto", quantization=None, kv_cache_dtype="auto", max_num_batched_tokens=512
+    def model() -> NativeDecoder:
+        return load_native(tmp_path, dtype="auto", quantization=None, kv_cache_dtype="auto", max_num_batched_tokens=512)
+
+    def itself() -> DraftProposer:
+        found = model()
+        return DraftProposer(
+            found,
+            vocab_size=found.vocab_size,
+            num_blocks=64,
+            block_size=32,
+            max_num_batched_tokens=512,
+            max_context=512,
         )
-        engine = LLMEngine(model, NumberTokenizer(), sizes=sizes(), max_context=512, speculation=speculation)
+
+    def texts(speculation: Speculation | None, predictions: dict[str, str]) -> dict[str, str]:
+        engine = LLMEngine(model(), NumberTokenizer(), sizes=sizes(), max_context=512, speculation=speculation)
         for number, prompt in enumerate(random_prompts(5, longest=40)):
             predicted = NumberTokenizer().encode(predictions.get(str(number), ""), add_special_tokens=False)
             request = greedy_request(str(number), prompt * 2, max_tokens=40)
@@ -238,7 +265,13 @@ def test_our_kernels_give_the_same_text_with_guesses(tmp_path: Path, proposer: P
         return found
 
     expected = texts(None, {})
-    assert texts(always(proposer), expected) == expected
+    guessing = {
+        "ngram": lambda: always(NgramProposer()),
+        "prediction": lambda: always(PredictionProposer()),
+        "draft": lambda: always(itself()),
+        "tree": lambda: always(NgramProposer(), itself(), is_tree=True),
+    }
+    assert texts(guessing[kind](), expected) == expected
 
 
 def test_guesses_end_when_they_are_wrong_and_cost() -> None:
