@@ -97,6 +97,7 @@ def model_config(folder: Path, precision: str, *, task: Task = "text-generation"
         chat_template=None,
         generation_params=GenerationParams(),
         prefetch=(),
+        speculative=None,
         weight_bytes=None,
         sequence_kv_bytes=None,
     )

@@ -99,6 +99,7 @@ def _server_config(folder: Path, threads: int) -> ServerConfig:
         chat_template=None,
         generation_params=GenerationParams(),
         prefetch=(),
+        speculative=None,
         weight_bytes=None,
         sequence_kv_bytes=None,
     )

@@ -53,6 +53,7 @@ def model_config(id: str = "fake", *, aliases: tuple[str, ...] = (), task: Task 
         chat_template=None,
         generation_params=GenerationParams(),
         prefetch=(),
+        speculative=None,
         weight_bytes=None,
         sequence_kv_bytes=None,
     )

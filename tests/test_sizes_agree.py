@@ -7,19 +7,23 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, PreTrainedConfig
 
 from flashgen.checkpoint_sizes import CheckpointSizes, checkpoint_sizes
 from flashgen.checkpoints import Checkpoint
+from flashgen.memory_sizes import ModelDemand
 from flashgen.panel_sizes import VALUES_OF_WORD, linear_bytes
-from flashgen_runtime.config import FolderSource, ModelConfig
+from flashgen.sizing import ResolvedResources, engine_sizes
+from flashgen_runtime.config import DraftConfig, FolderSource, ModelConfig, SpeculativeConfig
 from flashgen_runtime.engine.sizes import sequence_kv_bytes
 from flashgen_runtime.kernels.panels import WeightFormat, pack
 from flashgen_runtime.messages import GenerationParams
 from flashgen_runtime.models.registry import measure_model
 from tests.golden_trees import SAMPLES
 from tests.runtime_models import NATIVE_FAMILIES, PAGED_FAMILIES, sizes, tiny_config
+from tests.runtime_workers import model_config
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Of a KV cache that some of the models cannot fill.
@@ -86,6 +90,7 @@ def agree(folder: Path, *, max_context: int | None = None, kv_cache_dtype: Any =
         chat_template=None,
         generation_params=GenerationParams(),
         prefetch=(),
+        speculative=None,
         weight_bytes=None,
         sequence_kv_bytes=None,
         **{"dtype": "auto", "quantization": None, **asked},
@@ -193,6 +198,45 @@ def test_encoders(tmp_path: Path, dtype: str, position_embedding_type: str) -> N
 
     agree(tmp_path, dtype=dtype)
     assert counted(tmp_path).sequence_kv_bytes == 0
+
+
+@pytest.mark.parametrize("max_context", [None, 100])
+@pytest.mark.parametrize("families", [("llama", "qwen3"), ("qwen3", "gpt2", "llama")])
+def test_draft_models(checkpoint: Callable[[str], Path], families: tuple[str, ...], max_context: int | None) -> None:
+    """All that is loaded together: weights and buffers add up, and the KV caches have equal numbers of blocks."""
+    path, *draft_paths = map(checkpoint, families)
+    engine = sizes(kv_cache_bytes=KV_CACHE_BYTES, max_num_seqs=4)
+    drafts = tuple(
+        DraftConfig(
+            id=family, source=FolderSource(folder=family), dtype="float32", quantization=None, weight_bytes=None
+        )
+        for family in families[1:]
+    )
+    method: Any = "draft" if len(drafts) == 1 else "tree"
+    model = replace(
+        model_config(),
+        max_context=max_context,
+        speculative=SpeculativeConfig(method=method, num_tokens=4, drafts=drafts),
+    )
+    demand = ModelDemand(
+        keeps_kv_cache=True,
+        sizes=counted(path, dtype="float32", max_context=max_context),
+        has_max_context=max_context is not None,
+        is_preloaded=True,
+        drafts=tuple(counted(draft_path, dtype="float32") for draft_path in draft_paths),
+    )
+    sizes_of_compiler = engine_sizes(
+        ResolvedResources(2.0, 1 << 30, 0, None, None),
+        max_num_seqs=4,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        block_size=engine.block_size,
+    )._replace(kv_cache_bytes=KV_CACHE_BYTES)
+
+    memory = measure_model(model, engine, path, draft_paths)
+
+    assert demand.weight_bytes == memory.weight_bytes
+    assert demand.fixed_bytes(sizes_of_compiler) == memory.weight_bytes + memory.workspace_bytes
+    assert demand.loaded_bytes(sizes_of_compiler) == memory.total_bytes
 
 
 @pytest.mark.parametrize("name", ["stdlib-coder", "all-MiniLM-L6-v2"])

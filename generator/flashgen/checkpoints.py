@@ -47,6 +47,11 @@ class Checkpoint(NamedTuple):
         return _read_object(self.folder / "config.json") or {}
 
     @property
+    def tokenizer(self) -> dict[str, Any]:
+        """Its `tokenizer.json`, empty where that cannot be read."""
+        return _read_object(self.folder / "tokenizer.json") or {}
+
+    @property
     def task(self) -> str | None:
         """The task that the model class in `config.json` is for, or `None` for one that is not served."""
         architectures = self.config.get("architectures")

@@ -31,7 +31,7 @@ CODES: dict[str, str] = {
     "FG204": "Neither the path, nor `protocol`, nor the declared fields say what an api speaks.",
     "FG205": "An api's method, or the task of its server's model, does not go with its protocol.",
     "FG206": "Two settings contradict each other, or one changes nothing beside the other.",
-    "FG207": "An entry of `models` is used by no server, so it would change nothing.",
+    "FG207": "An entry of `models` is used by no server and by no other model, so it would change nothing.",
     "FG208": "A name is no name for a package or a file, or it is that of another part of the project.",
     "FG210": "An item of a field list can be read in two ways, or in none.",
     "FG211": "The name of a field means something else in Python or on a pydantic model.",
@@ -45,6 +45,7 @@ CODES: dict[str, str] = {
     "FG232": "A chat template is not valid Jinja.",
     "FG400": "A folder with weights that the spec names is not there, or no worker could load it.",
     "FG401": "A model, or those that a server loads at start, can never fit its memory: weights, buffers and KV cache.",
+    "FG402": "A model that guesses for another one has other tokens than that one.",
 }
 
 

@@ -17,7 +17,10 @@ from flashgen.user_cache import cache_folder
 from flashgen.write_report import FileChange, WriteReport
 
 # What `resolve` looks at in the folder of a local model, and the folder itself: its time changes with its entries.
-_CHECKPOINT_FILES = (".", "config.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json")
+_CHECKPOINT_FILES = (
+    *(".", "config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("chat_template.jinja", "chat_template.json"),
+)
 _RECORD_FILES = (".flashgen/files.tsv", ".flashgen/lock.yaml")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from flashgen.diagnostics import Diagnostic, quote
+from flashgen.diagnostics import Diagnostic, in_words, quote
 from flashgen.document import Place
 from flashgen.memory_sizes import MemoryBudget, ModelDemand
 from flashgen.quantities import binary_bytes
@@ -60,23 +60,22 @@ def _too_small_cache(placed: PlacedModel, engine: EngineSizes) -> str | None:
 def _too_large(
     placed: PlacedModel, engine: EngineSizes, budget: MemoryBudget, *, is_kv_cache_declared: bool
 ) -> str | None:
-    sizes = placed.demand.sizes
-    if sizes is None:
-        return None
-    fixed = placed.demand.fixed_bytes(engine)
-    needed = placed.demand.loaded_bytes(engine) if is_kv_cache_declared else fixed + placed.demand.least_kv_bytes
+    demand = placed.demand
+    fixed, weights = demand.fixed_bytes(engine), demand.weight_bytes
+    least = fixed + demand.all_kv_bytes(demand.least_kv_bytes)
+    needed = demand.loaded_bytes(engine) if is_kv_cache_declared else least
     if needed <= budget.num_bytes:
         return None
     parts = [
-        f"{binary_bytes(sizes.weight_bytes)} for weights",
-        f"{binary_bytes(fixed - sizes.weight_bytes)} for buffers",
+        f"{binary_bytes(weights)} for weights",
+        f"{binary_bytes(fixed - weights)} for buffers",
     ]
     if needed > fixed:
         cache = "the KV cache" if is_kv_cache_declared else f"the KV cache of {_sequence(placed.model)}"
         parts.append(f"{binary_bytes(needed - fixed)} for {cache}")
     return (
-        f"{_name(placed)} does not fit: it needs {binary_bytes(needed)} ({', '.join(parts)}), and there are "
-        f"{binary_bytes(budget.num_bytes)}: {budget.reason}"
+        f"{_name(placed)} does not fit: {_with_drafts(placed)}it needs {binary_bytes(needed)} ({', '.join(parts)}), "
+        f"and there are {binary_bytes(budget.num_bytes)}: {budget.reason}"
     )
 
 
@@ -103,6 +102,11 @@ def _name(placed: PlacedModel) -> str:
     return quote(plain_text(placed.model.id))
 
 
+def _with_drafts(placed: PlacedModel) -> str:
+    names = [plain_text(draft.id) for draft in placed.model.drafts]
+    return f"with {in_words(names)} " if names else ""
+
+
 def _sequence(model: ResolvedModel) -> str:
     return f"one sequence of {model.max_context} tokens" if model.max_context is not None else "the shortest sequence"
 
@@ -112,6 +116,8 @@ def _hint(placed: PlacedModel, memory: str, *, is_kv_cache_declared: bool) -> st
     if placed.demand.keeps_kv_cache:
         if placed.model.quantization is None and placed.model.device == "cpu":
             ways.append("`quantization: int8`")
+        if placed.model.drafts:
+            ways.append("`speculative: ngram`, which takes no memory")
         if placed.model.max_context is not None:
             ways.append("a smaller `max_context`")
         if is_kv_cache_declared:

@@ -39,27 +39,58 @@ class ModelDemand(NamedTuple):
 
     is_preloaded: bool
 
+    # Of the models that guess for it and are loaded with it; `None` as above.
+    drafts: tuple[CheckpointSizes | None, ...] = ()
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether all of its checkpoints could be counted."""
+        return None not in (self.sizes, *self.drafts)
+
     @property
     def least_kv_bytes(self) -> int:
-        """Without which it cannot serve."""
+        """Of its own KV cache, without which it cannot serve."""
         if self.sizes is None:
             return 0
         return self.sizes.sequence_kv_bytes if self.has_max_context else self.sizes.block_kv_bytes
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of its own weights and of those of its drafts."""
+        return sum(sizes.weight_bytes for sizes in self._loaded)
+
     def fixed_bytes(self, engine: EngineSizes) -> int:
         """Weights and buffers."""
-        if self.sizes is None:
-            return 0
-        return self.sizes.weight_bytes + self.sizes.buffer_bytes(
-            max_num_seqs=engine.max_num_seqs, max_num_batched_tokens=engine.max_num_batched_tokens
+        return self.weight_bytes + sum(
+            sizes.buffer_bytes(max_num_seqs=engine.max_num_seqs, max_num_batched_tokens=engine.max_num_batched_tokens)
+            for sizes in self._loaded
         )
 
     def loaded_bytes(self, engine: EngineSizes) -> int:
         """All that it takes when it is loaded."""
         if self.sizes is None:
             return 0
-        kv_cache_bytes = self.sizes.kv_cache_bytes(engine.kv_cache_bytes, max_num_seqs=engine.max_num_seqs)
-        return self.fixed_bytes(engine) + kv_cache_bytes
+        own_bytes = self.sizes.kv_cache_bytes(engine.kv_cache_bytes, max_num_seqs=engine.max_num_seqs)
+        return self.fixed_bytes(engine) + self.all_kv_bytes(own_bytes)
+
+    def all_kv_bytes(self, own_bytes: int) -> int:
+        """What all of its KV caches take if its own takes so much: those of its drafts have as many blocks."""
+        block_bytes = self.sizes.block_kv_bytes if self.sizes is not None else 0
+        return own_bytes // block_bytes * self._block_kv_bytes if block_bytes else own_bytes
+
+    def own_kv_bytes(self, all_bytes: int) -> int:
+        """What its own KV cache may take if all of them together may take so much."""
+        block_bytes = self.sizes.block_kv_bytes if self.sizes is not None else 0
+        return all_bytes * block_bytes // self._block_kv_bytes if block_bytes else all_bytes
+
+    @property
+    def _loaded(self) -> list[CheckpointSizes]:
+        """Of all checkpoints that were counted; nothing is said of a model whose own was not."""
+        return [sizes for sizes in (self.sizes, *self.drafts) if sizes is not None] if self.sizes is not None else []
+
+    @property
+    def _block_kv_bytes(self) -> int:
+        return sum(sizes.block_kv_bytes for sizes in self._loaded)
 
 
 def memory_budget(resources: ResolvedResources, *, pool_bytes: int = 0) -> MemoryBudget:
@@ -78,13 +109,16 @@ def memory_budget(resources: ResolvedResources, *, pool_bytes: int = 0) -> Memor
     return MemoryBudget(left, f"{reason} and {human_bytes(pool_bytes)} for `weights.pool`")
 
 
-def volume_size(resources: ResolvedResources, models: Sequence[CheckpointSizes | None], max_loaded: int) -> VolumeSize:
+def volume_size(
+    resources: ResolvedResources, models: Sequence[CheckpointSizes | None], *, num_served: int, max_loaded: int
+) -> VolumeSize:
     """For the weights of all models, so that a new revision fits beside the old one.
 
     Args:
         resources: of the worker.
-        models: sizes of the server's models.
-        max_loaded: models that fit the memory together.
+        models: sizes of the server's models, and of those that guess for them.
+        num_served: models that callers reach; the others are loaded with them.
+        max_loaded: of these, how many fit the memory together.
     """
     counted = [sizes for sizes in models if sizes is not None]
     if len(counted) == len(models):
@@ -93,8 +127,8 @@ def volume_size(resources: ResolvedResources, models: Sequence[CheckpointSizes |
         reason = f"twice {binary_bytes(files)} of checkpoints and {binary_bytes(prepared)} of prepared weights"
         return VolumeSize(gibibytes * 2**30, f"In whole GiB, {reason}")
     memory = max(resources.memory_bytes, (resources.gpu_memory_bytes or 0) * resources.gpus)
-    fillings = ceil(len(models) / max_loaded)
-    times = f" times {fillings}, as {max_loaded} of {len(models)} models fit at once" if fillings > 1 else ""
+    fillings = ceil(num_served / max_loaded)
+    times = f" times {fillings}, as {max_loaded} of {num_served} models fit at once" if fillings > 1 else ""
     reason = (
         f"Twice the larger of the worker's memory and its cards' memory{times}: the weights were not here to be counted"
     )
@@ -129,16 +163,16 @@ def _share(resources: ResolvedResources, models: Sequence[ModelDemand], max_load
     bound, name = weight_bound(resources)
     assumed = " assumed" if resources.gpus and resources.gpu_memory_bytes is None else ""
     shared = f", shared by the {max_loaded} models that can be loaded at once" if max_loaded > 1 else ""
-    is_counted = all(model.sizes is not None for model in models)
+    is_counted = all(model.is_counted for model in models)
     uncounted = "" if is_counted else "; weights that are not here to be counted may leave less"
     return bound // 4 // max_loaded, f"a quarter of the {human_bytes(bound)}{assumed} of {name}{shared}{uncounted}"
 
 
 def _room(engine: EngineSizes, budget: MemoryBudget, models: Sequence[ModelDemand]) -> int:
     """For each KV cache: beside any one model alone, and beside those that are loaded at start together."""
-    rooms = [budget.num_bytes - model.fixed_bytes(engine) for model in models]
+    rooms = [model.own_kv_bytes(budget.num_bytes - model.fixed_bytes(engine)) for model in models]
     together = [model for model in models if model.is_preloaded]
     if num_caches := sum(model.keeps_kv_cache for model in together):
         left = budget.num_bytes - sum(model.fixed_bytes(engine) for model in together)
-        rooms.append(left // num_caches)
+        rooms += [model.own_kv_bytes(left // num_caches) for model in together]
     return max(min(rooms), 0)

@@ -10,11 +10,15 @@ from flashgen.checkpoints import Checkpoint
 from flashgen.diagnostics import Diagnostic, quote
 from flashgen.project_folder import absolute, relative_path
 from flashgen.protocols import TEXT_GENERATION, Protocol, task_of_untyped
-from flashgen.resolved import ResolvedModel
+from flashgen.resolved import ResolvedModel, ResolvedSpeculation
 from flashgen.sizing import ResolvedResources
-from flashgen.spec import ModelSpec, ProjectSpec, ServerSpec
+from flashgen.spec import ModelReference, ModelSpec, ProjectSpec, ServerSpec
 from flashgen.user_text import UserText
 from flashgen.user_values import wrapped
+from flashgen.vocabularies import difference
+
+# The longest guess: behind four tokens a fifth is seldom right.
+DEFAULT_SPECULATIVE_TOKENS = 4
 
 
 class ModelResolver:
@@ -77,6 +81,7 @@ class ModelResolver:
         checkpoint = self._checked(model, path) if path is not None else None
         is_portable = path is not None and not _is_absolute(model.uri)
         task = model.type or untyped_task
+        device = model.device or ("cuda:0" if resources.gpus else "cpu")
         return ResolvedModel(
             id=UserText(_model_id(key, model)),
             aliases=tuple(UserText(name) for name in self._aliases(key, model, nickname)),
@@ -89,14 +94,57 @@ class ModelResolver:
             revision=UserText(model.revision) if model.revision is not None else None,
             dtype=model.dtype or "auto",
             quantization=model.quantization,
-            device=model.device or ("cuda:0" if resources.gpus else "cpu"),
+            device=device,
             max_context=model.max_context,
             chat_template=UserText(model.chat_template) if model.chat_template is not None else None,
             chat_template_source=_chat_template_source(model, task, checkpoint),
             generation_params={name: wrapped(value) for name, value in model.generation_params.items()},
             prefetch=tuple(ids[name] for name in model.prefetch),
+            speculative=self._speculation(key, model, checkpoint, device=device, resources=resources),
             sizes=None,
         )
+
+    def _speculation(
+        self,
+        key: str | None,
+        model: ModelSpec,
+        checkpoint: Checkpoint | None,
+        *,
+        device: str,
+        resources: ResolvedResources,
+    ) -> ResolvedSpeculation | None:
+        if model.speculative is None:
+            return None
+        drafts = []
+        for reference in model.speculative.models:
+            # Where the model that it guesses for is; what is for callers stays behind.
+            draft = self._spec.models[reference.slug]._replace(
+                device=device, max_context=model.max_context, aliases=(), prefetch=()
+            )
+            resolved = self._resolve(
+                reference.slug, draft, nickname=None, ids={}, resources=resources, untyped_task=TEXT_GENERATION
+            )
+            self._check_tokens(reference, resolved, _model_id(key, model), checkpoint)
+            drafts.append(resolved)
+        tokens = model.speculative.tokens
+        return ResolvedSpeculation(
+            method=model.speculative.method,
+            num_tokens=tokens if tokens is not None else DEFAULT_SPECULATIVE_TOKENS,
+            drafts=tuple(drafts),
+        )
+
+    def _check_tokens(
+        self, reference: ModelReference, draft: ResolvedModel, model_id: str, checkpoint: Checkpoint | None
+    ) -> None:
+        """Of the model that guesses and of the other one, as far as both are here."""
+        path = draft.path_on_this_machine
+        if checkpoint is None or path is None or path == checkpoint.folder:
+            return
+        found = difference(Checkpoint(path), checkpoint)
+        if found is not None:
+            message = f"{quote(reference.slug)} cannot guess for {quote(model_id)}: {found}"
+            hint = "a model that guesses has the tokenizer of the other one: a smaller model of the same family"
+            self.diagnostics.append(Diagnostic(code="FG402", message=message, place=reference.place, hint=hint))
 
     def _aliases(self, key: str | None, model: ModelSpec, nickname: str | None) -> list[str]:
         """Other names that callers may use: those of the spec, then the uri and the server's name where they are one
@@ -132,7 +180,12 @@ class ModelResolver:
 
 
 def _counted(model: ResolvedModel, *, kv_cache_dtype: str, block_size: int) -> ResolvedModel:
-    """The model with its sizes, if its files are here."""
+    """The model and those that guess for it with their sizes, where their files are here."""
+    if model.speculative is not None:
+        drafts = (
+            _counted(draft, kv_cache_dtype=kv_cache_dtype, block_size=block_size) for draft in model.speculative.drafts
+        )
+        model = model._replace(speculative=model.speculative._replace(drafts=tuple(drafts)))
     if model.path_on_this_machine is None:
         return model
     sizes = checkpoint_sizes(

@@ -27,9 +27,10 @@ def weight_settings(declared: WeightsSpec) -> WeightSettings:
 
 
 def file_bytes(models: Sequence[ResolvedModel]) -> int | None:
-    """Of all files with weights of these models; `None` where one could not be counted."""
-    sizes = [model.sizes for model in models if model.sizes is not None]
-    return sum(size.file_bytes for size in sizes) if len(sizes) == len(models) else None
+    """Of all files with weights of these models and their drafts; `None` where one could not be counted."""
+    checkpoints = [each for model in models for each in (model, *model.drafts)]
+    sizes = [checkpoint.sizes for checkpoint in checkpoints if checkpoint.sizes is not None]
+    return sum(size.file_bytes for size in sizes) if len(sizes) == len(checkpoints) else None
 
 
 def swap_settings(
@@ -51,8 +52,8 @@ def swap_settings(
     preload = tuple(model.id for model in models[:max_loaded])
     if declared.preload is not None:
         preload = tuple(ids[name] for name in declared.preload)
-    sizes = [model.sizes for model in models if model.sizes is not None]
-    largest = max(size.file_bytes for size in sizes) if len(sizes) == len(models) else None
+    sizes = [size for model in models if (size := file_bytes([model])) is not None]
+    largest = max(sizes) if len(sizes) == len(models) else None
     seconds, reason = sizing.load_timeout(resources, file_bytes=largest)
     return SwapSettings(
         max_loaded=max_loaded,

@@ -20,8 +20,19 @@ from flashgen.user_text import UserText
 Value = UserText | bool | int | float | None | list["Value"] | dict[str, "Value"]
 
 
+class ResolvedSpeculation(NamedTuple):
+    """Who guesses the next tokens of a model."""
+
+    # "ngram", "draft", "tree"
+    method: str
+    num_tokens: int
+
+    # On the device of the model that they guess for.
+    drafts: tuple["ResolvedModel", ...]
+
+
 class ResolvedModel(NamedTuple):
-    """One model of one server."""
+    """One model of one server, or one that guesses for it."""
 
     # What callers write in `model`.
     id: UserText
@@ -61,8 +72,15 @@ class ResolvedModel(NamedTuple):
     # Ids of models of the same server.
     prefetch: tuple[UserText, ...]
 
-    # `None` where the checkpoint cannot be seen.
+    speculative: ResolvedSpeculation | None
+
+    # Of this model alone; `None` where the checkpoint cannot be seen.
     sizes: CheckpointSizes | None
+
+    @property
+    def drafts(self) -> tuple["ResolvedModel", ...]:
+        """The models that guess for it."""
+        return self.speculative.drafts if self.speculative is not None else ()
 
 
 class EngineSettings(NamedTuple):
@@ -145,11 +163,15 @@ class ResolvedServer(NamedTuple):
     shutdown: Shutdown
 
     @property
+    def all_models(self) -> tuple[ResolvedModel, ...]:
+        """Those that callers reach, each followed by those that guess for it."""
+        return tuple(each for model in self.models for each in (model, *model.drafts))
+
+    @property
     def local_models(self) -> tuple[ResolvedModel, ...]:
         """One model for each local folder: several may be made of one."""
-        return tuple({model.folder: model for model in reversed(self.models) if model.folder is not None}.values())[
-            ::-1
-        ]
+        by_folder = {model.folder: model for model in reversed(self.all_models) if model.folder is not None}
+        return tuple(by_folder.values())[::-1]
 
     @property
     def volume_folder(self) -> str:
@@ -165,8 +187,8 @@ class ResolvedServer(NamedTuple):
     def facts(self) -> frozenset[str]:
         """Words that `when: {has: …}` in a blueprint may ask for."""
         found = {
-            "local_models": any(model.folder for model in self.models),
-            "hub_models": any(model.repository for model in self.models),
+            "local_models": any(model.folder for model in self.all_models),
+            "hub_models": any(model.repository for model in self.all_models),
             "gpu": self.resources.gpus > 0,
             "store": self.weights.path is not None,
             "env": bool(self.env),

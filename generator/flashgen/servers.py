@@ -101,7 +101,12 @@ def _resolve_server(
         sizes=sizes,
         weights=weight_settings(server.weights),
         swap=swap,
-        volume=volume_size(resources, [model.sizes for model in resolved_models], swap.max_loaded),
+        volume=volume_size(
+            resources,
+            [each.sizes for model in resolved_models for each in (model, *model.drafts)],
+            num_served=len(resolved_models),
+            max_loaded=swap.max_loaded,
+        ),
         threads=threads,
         threads_reason=threads_reason,
         rpc_port=rpc_port,
@@ -120,6 +125,7 @@ def _demand(model: ResolvedModel, swap: SwapSettings) -> ModelDemand:
         sizes=model.sizes,
         has_max_context=model.max_context is not None,
         is_preloaded=model.id in swap.preload,
+        drafts=tuple(draft.sizes for draft in model.drafts),
     )
 
 
@@ -127,7 +133,7 @@ def _startup_budget(
     models: Sequence[ResolvedModel], swap: SwapSettings, resources: ResolvedResources
 ) -> tuple[int, str]:
     """All models are downloaded at start, those of `preload` are loaded."""
-    if any(model.repository is not None for model in models):
+    if any(each.repository is not None for model in models for each in (model, *model.drafts)):
         return sizing.startup_budget(resources, from_hub=True, fillings=ceil(len(models) / swap.max_loaded))
     return sizing.startup_budget(
         resources, from_hub=False, file_bytes=file_bytes([model for model in models if model.id in swap.preload])

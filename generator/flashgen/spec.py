@@ -49,6 +49,22 @@ class ApiSpec(NamedTuple):
     servers: tuple[str, ...] | None = None
 
 
+class ModelReference(NamedTuple):
+    """A slug of `models:` where a server or another model names it."""
+
+    slug: str
+    place: Place
+
+
+class SpeculativeSpec(NamedTuple):
+    """Who guesses the next tokens of a model."""
+
+    # "ngram", "draft", "tree"
+    method: str
+    models: tuple[ModelReference, ...] = ()
+    tokens: int | None = None
+
+
 class ModelSpec(NamedTuple):
     """Weights and how to decode them."""
 
@@ -69,13 +85,7 @@ class ModelSpec(NamedTuple):
 
     # Names of other models, as the server's list or their `name` says them.
     prefetch: tuple[str, ...] = ()
-
-
-class ModelReference(NamedTuple):
-    """A slug of `models:`, a bare uri, where a server names its model."""
-
-    slug: str
-    place: Place
+    speculative: SpeculativeSpec | None = None
 
 
 class ResourcesSpec(NamedTuple):

@@ -24,6 +24,12 @@ Task = Literal["text-generation", "feature-extraction"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "int4"]
 
+# Longest guess: behind so many tokens hardly one more is right.
+MAX_SPECULATIVE_TOKENS = 16
+
+# How many draft models each method of speculation takes.
+NUM_DRAFTS = {"ngram": range(1), "draft": range(1, 2), "tree": range(2, 5)}
+
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of the file's sections: all fields by name, none unknown."""
@@ -40,6 +46,37 @@ class FolderSource(_Section, frozen=True, tag_field="kind", tag="folder"):
     """A folder below `FLASHGEN_MODELS`."""
 
     folder: str
+
+
+class DraftConfig(_Section, frozen=True):
+    """A model that guesses for another one, on its device."""
+
+    # Its key under `models` of the spec, or its name.
+    id: str
+    source: HubSource | FolderSource
+    dtype: DType
+    quantization: Quantization | None
+
+    # As in `ModelConfig`.
+    weight_bytes: int | None
+
+
+class SpeculativeConfig(_Section, frozen=True):
+    """How the next tokens of a text are guessed, so that one step verifies several."""
+
+    # "ngram": what followed when the text ended like this before; "draft": by a small model; "tree": by several, whose
+    # different guesses are verified beside each other.
+    method: Literal["ngram", "draft", "tree"]
+
+    # The longest guess.
+    num_tokens: int
+    drafts: tuple[DraftConfig, ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_tokens <= MAX_SPECULATIVE_TOKENS:
+            raise ValueError(f"`num_tokens` is from 1 to {MAX_SPECULATIVE_TOKENS}, not {self.num_tokens}")
+        if len(self.drafts) not in NUM_DRAFTS[self.method]:
+            raise ValueError(f"the method `{self.method}` cannot have {len(self.drafts)} draft models")
 
 
 class ModelConfig(_Section, frozen=True):
@@ -68,10 +105,18 @@ class ModelConfig(_Section, frozen=True):
     # Ids of models of the same server that are brought into host memory when this one is used.
     prefetch: tuple[str, ...]
 
+    # `None`: nothing is guessed but what a request itself predicts.
+    speculative: SpeculativeConfig | None
+
     # What the compiler counted, which this library's own count must equal: bytes of the weights as they run, and of
     # the KV cache of one sequence of `max_context` tokens. `None` where the compiler could not see the checkpoint.
     weight_bytes: int | None
     sequence_kv_bytes: int | None
+
+    @property
+    def drafts(self) -> tuple[DraftConfig, ...]:
+        """The models that guess for it."""
+        return self.speculative.drafts if self.speculative is not None else ()
 
 
 class EngineConfig(_Section, frozen=True):

@@ -130,6 +130,9 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     memory_bytes: int = 0
     problem: str = ""
 
+    # "ngram", "draft" or "tree"; empty where nothing is guessed but what a request predicts.
+    speculative: str = ""
+
 
 class WorkerStatus(Message, frozen=True):
     """Sent in answer to `Hello` and whenever the state changes."""

@@ -22,13 +22,17 @@ SPEC: dict[str, Any] = {
         {"path": "/generate/", "server": "llm", "inputs": {"prompt": PROMPT, "top_k": "int", "model": "str"}},
         {"path": "/v1/models"},
     ],
-    "models": {"chat": {"uri": "owner/chat", "type": "text_generation"}},
+    "models": {
+        "chat": {"uri": "owner/chat", "type": "text_generation"},
+        "tiny": {"uri": "owner/tiny", "type": "text_generation"},
+    },
     "servers": [
         {"name": "llm", "model": "chat", "resources": {"gpus": 2, "gpu_memory": "40GB"}},
         {"name": "other", "model": {"uri": "owner/other", "type": "text_generation"}},
         {"name": "processor", "model": {"uri": "owner/small", "type": "text_generation"}},
         {"name": "embedder", "model": {"uri": "owner/embedder", "type": "embeddings"}},
         {"name": "many", "models": [{"uri": "owner/first", "type": "text_generation"}, "owner/second", "owner/third"]},
+        {"name": "tiny", "model": "tiny"},
     ],
 }
 
@@ -62,6 +66,10 @@ def server(*path: str, to: Any) -> Change:
 
 def many(key: str, value: Any) -> Change:
     return ("servers", 4, key), value
+
+
+def speculative(value: Any) -> Change:
+    return ("servers", 2, "model", "speculative"), value
 
 
 # Of every key: what sets it, and an output beside documentation that then says something else.
@@ -102,6 +110,11 @@ KEYS: dict[str, tuple[Change, str]] = {
     "model.max_context": (model("max_context", 2048), SERVICE),
     "model.chat_template": (model("chat_template", "{{ messages }}"), SERVICE),
     "model.prefetch": ((("servers", 4, "models", 0, "prefetch"), ["owner/third"]), SERVICE),
+    "model.speculative": (speculative("ngram"), SERVICE),
+    "speculative.method": (speculative({"method": "ngram"}), SERVICE),
+    "speculative.model": (speculative({"method": "draft", "model": "chat"}), SERVICE),
+    "speculative.models": (speculative({"method": "tree", "models": ["chat", "tiny"]}), SERVICE),
+    "speculative.tokens": (speculative({"method": "ngram", "tokens": 5}), SERVICE),
     "model.generation_params": (params(temperature=0.5), SERVICE),
     "generation_params.max_tokens": (params(max_tokens=5), SERVICE),
     "generation_params.max_new_tokens": (params(max_new_tokens=5), SERVICE),

@@ -97,6 +97,25 @@ def test_large_weights_leave_less() -> None:
     assert in_turn.kv_cache_bytes == GIB
 
 
+def test_draft_models_take_a_part_of_the_same_memory() -> None:
+    """Their weights, and a KV cache of as many blocks: with blocks of equal size the model's own cache is halved."""
+    drafted = demand(2 * GIB)._replace(drafts=(sizes(GIB // 2),))
+
+    found = kv_cache(drafted)
+
+    assert found.kv_cache_bytes == GIB // 4
+    assert drafted.weight_bytes == 2 * GIB + GIB // 2
+    assert drafted.loaded_bytes(found) == 2 * GIB + GIB // 2 + 2 * found.kv_cache_bytes
+    assert kv_cache(drafted, demand(GIB // 4), max_loaded=2).kv_cache_bytes == GIB // 16
+
+
+def test_a_draft_model_that_is_not_here_may_leave_less() -> None:
+    """Then the reason says so, as for a model itself."""
+    found = kv_cache(demand(GIB)._replace(drafts=(None,)))
+
+    assert found.kv_cache_reason.endswith("weights that are not here to be counted may leave less")
+
+
 def test_one_sequence_of_the_declared_context_fits() -> None:
     """A quarter is not enough for it; without a declared context the cache sets the limit."""
     long = UNKNOWN._replace(sizes=sizes(GIB, sequence_kv_bytes=GIB + MIB))
@@ -120,11 +139,12 @@ def test_a_cache_takes_whole_blocks_and_no_more_than_requests_fill(memory_bytes:
 
 def test_a_volume_holds_all_weights_twice() -> None:
     """A new revision fits beside the old one, and prepared weights beside checkpoints."""
-    counted = volume_size(CPU, [sizes(GIB), sizes(2 * GIB)], 1)
-    card = volume_size(CARD._replace(gpus=2), [None], 1)
+    counted = volume_size(CPU, [sizes(GIB), sizes(2 * GIB)], num_served=2, max_loaded=1)
+    card = volume_size(CARD._replace(gpus=2), [None], num_served=1, max_loaded=1)
 
     assert counted.num_bytes == 12 * GIB
     assert counted.reason == "In whole GiB, twice 3.0 GiB of checkpoints and 3.0 GiB of prepared weights"
     assert card.num_bytes == 96 * GB
-    assert volume_size(CPU, [None], 1).num_bytes == 8 * GIB
-    assert volume_size(CPU, [None, sizes(GIB), None], 2).num_bytes == 16 * GIB
+    assert volume_size(CPU, [None], num_served=1, max_loaded=1).num_bytes == 8 * GIB
+    assert volume_size(CPU, [None, sizes(GIB), None], num_served=3, max_loaded=2).num_bytes == 16 * GIB
+    assert volume_size(CPU, [None, None], num_served=1, max_loaded=1).num_bytes == 8 * GIB

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from flashgen.errors import SpecError
-from flashgen.resolved import EngineSettings, ResolvedModel, ResolvedServer
+from flashgen.resolved import EngineSettings, ResolvedModel, ResolvedServer, ResolvedSpeculation
 from flashgen.user_text import UserText, plain_text
 from tests.compiler.projects import CHAT_SPEC, WHEEL, resolved, write_checkpoint
 
@@ -356,3 +356,51 @@ def test_a_model_has_its_quantization_and_parameters(tmp_path: Path) -> None:
         "length_penalty": 1.0,
         "logit_bias": {"198": -100.0},
     }
+
+
+DRAFTED = """\
+models:
+  chat: {type: text_generation, uri: owner/chat, max_context: 512, speculative: {method: tree, models: [small, tiny]}}
+  small: {uri: ./small, quantization: int4}
+  tiny: {type: text_generation, uri: owner/tiny, revision: v1, prefetch: [other], max_context: 64}
+  other: {type: text_generation, uri: owner/other, speculative: ngram}
+apis: [{path: /v1/completions, server: a}]
+servers:
+  - {name: a, model: chat}
+  - {name: b, models: [tiny, other]}
+"""
+
+
+def test_models_that_guess_are_loaded_beside_the_one_that_they_guess_for(tmp_path: Path) -> None:
+    """On its device, with weights of their own, and without what is for callers."""
+    write_checkpoint(tmp_path / "small")
+
+    chat, other = resolved(tmp_path, DRAFTED).servers[0].models[0], resolved(tmp_path, DRAFTED).servers[1].models[1]
+
+    assert chat.speculative is not None
+    assert (chat.speculative.method, chat.speculative.num_tokens) == ("tree", 4)
+    assert texts(tuple(draft.id for draft in chat.drafts)) == ["small", "tiny"]
+    assert [draft.quantization for draft in chat.drafts] == ["int4", None]
+    assert [(draft.device, draft.max_context, draft.prefetch) for draft in chat.drafts] == [("cpu", 512, ())] * 2
+    assert other.speculative == ResolvedSpeculation("ngram", 4, ())
+
+
+def test_weights_of_models_that_guess_come_with_their_server(tmp_path: Path) -> None:
+    """Folders are mounted and the hub is reached; a model that nobody serves is none for callers."""
+    write_checkpoint(tmp_path / "small")
+
+    project = resolved(tmp_path, DRAFTED)
+
+    first = project.servers[0]
+    assert texts(tuple(model.id for model in first.all_models)) == ["chat", "small", "tiny"]
+    assert [model.folder for model in first.local_models] == ["small"]
+    assert {"local_models", "hub_models"} <= first.facts
+    assert texts(project.apis[0].model_ids) == ["chat"]
+
+
+def test_a_folder_of_a_model_that_guesses_must_be_there(tmp_path: Path) -> None:
+    """As that of any other model."""
+    with pytest.raises(SpecError) as caught:
+        resolved(tmp_path, DRAFTED)
+
+    assert [diagnostic.code for diagnostic in caught.value.diagnostics] == ["FG400"]

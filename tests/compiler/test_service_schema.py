@@ -20,6 +20,8 @@ STRUCTS: dict[str, type[msgspec.Struct]] = {
     "api": config.ApiConfig,
     "server": config.ServerConfig,
     "model": config.ModelConfig,
+    "speculative": config.SpeculativeConfig,
+    "draft": config.DraftConfig,
     "hub": config.HubSource,
     "folder": config.FolderSource,
     "generation_params": messages.GenerationParams,

@@ -99,8 +99,9 @@ def test_the_schema_has_exactly_the_keys_that_are_built() -> None:
         "field": {"type", *ATTRIBUTES},
         "model": {
             *("type", "uri", "revision", "name", "aliases", "dtype", "quantization", "device", "max_context"),
-            *("chat_template", "generation_params", "prefetch"),
+            *("chat_template", "generation_params", "prefetch", "speculative"),
         },
+        "speculative": {"method", "model", "models", "tokens"},
         "generation_params": {
             *("max_tokens", "max_new_tokens", "temperature", "top_p", "top_k", "stop", "seed", "do_sample"),
             *("min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"),

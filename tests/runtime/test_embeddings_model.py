@@ -217,6 +217,7 @@ def minilm(folder: Path = MODELS, *, max_num_batched_tokens: int = 512, max_cont
         chat_template=None,
         generation_params=GenerationParams(),
         prefetch=(),
+        speculative=None,
         weight_bytes=None,
         sequence_kv_bytes=None,
     )

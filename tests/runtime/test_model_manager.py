@@ -102,7 +102,9 @@ def test_preloaded_models_are_loaded_in_order():
 
 def test_the_log_says_how_a_model_runs(caplog):
     """What the model says about itself; what it does not have is left out."""
-    status = ModelStatus(id="one", dtype="bfloat16", quantization="int8", path="plain", path_reason="no interface")
+    status = ModelStatus(
+        id="one", dtype="bfloat16", quantization="int8", path="plain", path_reason="no interface", speculative="ngram"
+    )
 
     async def main():
         async with started(manager_with(lambda _: FakeEmbeddings(status), CONFIGS[0])):
@@ -114,7 +116,7 @@ def test_the_log_says_how_a_model_runs(caplog):
     (record,) = [record for record in caplog.records if record.message == "loaded"]
     said = record.fields
     assert (said["dtype"], said["quantization"]) == ("bfloat16", "int8")
-    assert (said["path"], said["path_reason"]) == ("plain", "no interface")
+    assert (said["path"], said["path_reason"], said["speculative"]) == ("plain", "no interface", "ngram")
     assert "kernels" not in said
 
 

@@ -48,6 +48,7 @@ def load(path: Path, access: WeightAccess | None, quantization: Any = None) -> C
         chat_template=None,
         generation_params=GenerationParams(),
         prefetch=(),
+        speculative=None,
         weight_bytes=None,
         sequence_kv_bytes=None,
     )

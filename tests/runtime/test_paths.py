@@ -39,6 +39,7 @@ def load(family: str, folder: Path, *, engine: EngineConfig | None = None, **fie
         "chat_template": None,
         "generation_params": GenerationParams(),
         "prefetch": (),
+        "speculative": None,
         "weight_bytes": None,
         "sequence_kv_bytes": None,
     }

@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from flashgen_runtime.config import FolderSource, ModelConfig
+from flashgen_runtime.config import FolderSource, ModelConfig, SpeculativeConfig
 from flashgen_runtime.errors import ConfigError, RequestError, WeightsError
 from flashgen_runtime.kernels.library import current_isa
 from flashgen_runtime.messages import EmbedRequest, GenerateRequest, GenerationParams, TextDelta
@@ -23,6 +23,7 @@ TEMPLATE = (
     "{{ raise_exception('unknown role ' ~ message.role) }}{% endif %}[{{ message.role }}] {{ message.content }}\n"
     "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+
 QUESTION = [{"role": "user", "content": "why?"}]
 
 
@@ -66,6 +67,7 @@ def load(checkpoint: Path, **fields: Any) -> TextGenerationModel:
         "chat_template": None,
         "generation_params": GenerationParams(),
         "prefetch": (),
+        "speculative": None,
         "weight_bytes": None,
         "sequence_kv_bytes": None,
     }
@@ -113,6 +115,28 @@ def test_status_says_how_a_model_runs(checkpoint: Path) -> None:
     assert (status.path, status.path_reason) == ("native", "")
     assert (status.quantization, status.kv_cache_dtype) == ("int8", "float32")
     assert status.kernels == current_isa()
+
+
+def test_guesses_change_no_text(checkpoint: Path) -> None:
+    """A model with `speculative` answers as one without, and says who guesses; predictions need no configuration."""
+    expected = answer(load(checkpoint), request_of(prompt="once upon"))
+    ngram = load(checkpoint, speculative=SpeculativeConfig(method="ngram", num_tokens=4, drafts=()))
+
+    assert (ngram.status.speculative, load(checkpoint).status.speculative) == ("ngram", "")
+    assert answer(ngram, request_of(prompt="once upon")) == expected
+    assert answer(ngram, request_of(prompt="once upon", prediction=expected)) == expected
+    assert answer(load(checkpoint), request_of(prompt="once upon", prediction=expected)) == expected
+
+
+def test_predictions_are_followed_without_configuration(checkpoint: Path) -> None:
+    """A right prediction is guessed once a first step was measured."""
+    params = GenerationParams(max_tokens=64)
+    expected = answer(load(checkpoint), request_of(prompt="once upon", params=params))
+    model = load(checkpoint, id="predicted")
+
+    answer(model, request_of(prompt="once upon", params=params, prediction=expected))
+
+    assert (REGISTRY.get_sample_value("flashgen_spec_decode_accepted_tokens_total", {"model": "predicted"}) or 0) > 0
 
 
 def test_context_of_a_paged_model(tmp_path: Path) -> None:

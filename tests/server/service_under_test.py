@@ -47,7 +47,7 @@ servers:
     models:
       - {id: acme/chat-7b, aliases: [chat, default], task: text-generation, source: {kind: folder, folder: chat},
          dtype: float32, quantization: null, device: cpu, max_context: 200, chat_template: null,
-         generation_params: {}, prefetch: [], weight_bytes: null, sequence_kv_bytes: null}
+         generation_params: {}, prefetch: [], speculative: null, weight_bytes: null, sequence_kv_bytes: null}
     engine: &engine
       {batching_mode: continuous, max_num_seqs: 4, max_num_batched_tokens: 256, max_wait_seconds: 0,
        kv_cache_dtype: auto, block_size: 16, kv_cache_bytes: 1048576, prefix_caching: true, deterministic: false}
@@ -63,7 +63,7 @@ servers:
     models:
       - {id: mini, aliases: [], task: feature-extraction, source: {kind: folder, folder: mini},
          dtype: float32, quantization: null, device: cpu, max_context: 200, chat_template: null,
-         generation_params: {}, prefetch: [], weight_bytes: null, sequence_kv_bytes: null}
+         generation_params: {}, prefetch: [], speculative: null, weight_bytes: null, sequence_kv_bytes: null}
     engine: *engine
     memory_bytes: 1073741824
     weights: *weights

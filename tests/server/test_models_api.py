@@ -35,9 +35,10 @@ def test_unknown_model_is_not_found(client: TestClient) -> None:
 
 
 def test_a_model_says_how_it_runs(tmp_path: Path) -> None:
-    """Precision, path and kernels stand beside OpenAI's fields, null where there is nothing to say."""
+    """Precision, path, kernels and who guesses stand beside OpenAI's fields, null where there is nothing to say."""
     connection = ScriptedConnection()
     runs = {"quantization": "int8", "path": "plain", "path_reason": "no interface", "kv_cache_dtype": "bfloat16"}
+    runs["speculative"] = "tree"
     connection.say("ready", models=(ModelStatus(id=CHAT_MODEL, dtype="bfloat16", **runs),))
 
     with TestClient(application(scripted_service(tmp_path, connection))) as client:

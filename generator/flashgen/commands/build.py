@@ -51,7 +51,7 @@ def _build(arguments: argparse.Namespace) -> tuple[LastBuild, tuple[str, ...]]:
     notices = tuple(f"note: {plain_text(notice)}" for notice in built.project.notices)
     last = LastBuild(folder=built.folder, report=built.report, notices=notices)
     if last.report.is_current or not arguments.check:
-        models = [model for server in built.project.servers for model in server.models]
+        models = [model for server in built.project.servers for model in server.all_models]
         checkpoints = [model.path_on_this_machine for model in models if model.path_on_this_machine is not None]
         remember(last, arguments.spec, arguments.output, paths=list(built.paths), checkpoints=checkpoints)
     return last, built.project.targets

@@ -89,7 +89,7 @@ def _written_spec(target: ModelTarget, folder: Path) -> Path:
 def _link_models(project: ResolvedProject, folder: Path) -> Path:
     """A folder with one link per local model, as the workers look for them; right links stay, for a run beside us."""
     folder.mkdir(parents=True, exist_ok=True)
-    models = {model.folder: model.path_on_this_machine for server in project.servers for model in server.models}
+    models = {model.folder: model.path_on_this_machine for server in project.servers for model in server.all_models}
     for name, target in models.items():
         if name is None or target is None:
             continue

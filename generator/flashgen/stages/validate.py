@@ -16,10 +16,11 @@ from flashgen.validation.model_rules import check_models
 from flashgen.validation.name_rules import check_names
 from flashgen.validation.problems import Problems
 from flashgen.validation.server_rules import check_servers
+from flashgen.validation.speculation_rules import check_speculation
 from flashgen.validation.structure import check_structure
 from flashgen.validation.text_rules import check_texts
 
-_RULES = (check_names, check_apis, check_fields, check_models, check_servers)
+_RULES = (check_names, check_apis, check_fields, check_models, check_speculation, check_servers)
 
 
 def validate(document: Document) -> ProjectSpec:

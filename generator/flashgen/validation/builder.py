@@ -15,12 +15,13 @@ from flashgen.spec import (
     ProjectSpec,
     ResourcesSpec,
     ServerSpec,
+    SpeculativeSpec,
     SwapSpec,
     WeightsSpec,
 )
 from flashgen.types import parse_type
 from flashgen.units import parse_bytes, parse_cuda_capability, parse_duration
-from flashgen.validation.facts import Facts, ModelEntry, ModelFacts, ServerFacts
+from flashgen.validation.facts import Facts, ModelEntry, ModelFacts, ServerFacts, draft_references
 from flashgen.validation.nodes import Node
 from flashgen.validation.problems import Problems
 from flashgen.validation.server_rules import secret_name
@@ -109,8 +110,24 @@ class _Builder:
             max_context=_integer(node.get("max_context")),
             chat_template=node.get("chat_template"),
             prefetch=tuple(node.get("prefetch") or ()),
+            speculative=self.speculative(model),
             generation_params=_generation_params(node.get("generation_params") or {}),
             place=self.problems.value_place(model.uri_path),
+        )
+
+    def speculative(self, model: ModelFacts) -> SpeculativeSpec | None:
+        written = model.node.get("speculative") if model.node else None
+        if written is None:
+            return None
+        if isinstance(written, str):
+            return SpeculativeSpec(written)
+        return SpeculativeSpec(
+            method=written["method"],
+            models=tuple(
+                ModelReference(slug=name, place=self.problems.value_place(path))
+                for path, name in draft_references(model, self.problems)
+            ),
+            tokens=_integer(written.get("tokens")),
         )
 
     def entry(self, entry: ModelEntry) -> ModelReference | ModelSpec:

@@ -200,6 +200,12 @@ def model_references(server: Node) -> list[tuple[NodePath, Any]]:
     ]
 
 
+def draft_references(model: ModelFacts, problems: Problems) -> list[tuple[NodePath, str]]:
+    """What a model says about the models that guess for it, and where."""
+    settings = model.node.node("speculative", problems) if model.node else None
+    return [*settings.texts("model"), *settings.texts("models")] if settings else []
+
+
 def _has_mistakes(model: ModelFacts, models: dict[str, ModelFacts], problems: Problems) -> bool:
     is_unknown_word = model.node is None and model.slug is None and bool(models) and "/" not in (model.uri or "/")
     is_broken = model.node is not None and (model.node.at("type") in problems.broken or model.uri is None)

@@ -128,7 +128,7 @@ def _check_template(node: Node, problems: Problems) -> None:
 
 
 def _check_embedding_settings(node: Node, problems: Problems) -> None:
-    for key in ("chat_template", "generation_params"):
+    for key in ("chat_template", "generation_params", "speculative"):
         if key in node.data:
             problems.at_key(node.at(key), "FG206", f"`{key}` changes nothing: the model makes embeddings, no text")
     if "quantization" in node.data:

@@ -11,6 +11,7 @@ from flashgen.validation.facts import (
     ApiFacts,
     Facts,
     ModelFacts,
+    draft_references,
     find_server,
     is_folder_beside,
     model_references,
@@ -144,6 +145,9 @@ def reference_hint(reference: str, names: list[str], kind: str) -> str:
 def _check_model_references(facts: Facts, problems: Problems) -> None:
     """Texts where servers name models that are no key of `models` and no uri; and entries of it that nobody uses."""
     used = {model.slug for server in facts.servers for model in server.models}
+    for model in facts.all_models:
+        for _, reference in draft_references(model, problems):
+            used |= {reference, nearest(reference, facts.models)}
     for server in facts.servers:
         for path, reference in model_references(server.node):
             if not isinstance(reference, str) or not facts.models or reference in facts.models or "/" in reference:
@@ -153,7 +157,7 @@ def _check_model_references(facts: Facts, problems: Problems) -> None:
                 used |= {nearest(reference, facts.models)}
     for slug in facts.models:
         is_broken = ("models", slug) in problems.broken
-        if slug not in used and not is_broken and not _has_unread_server(facts):
+        if slug not in used and not is_broken and not _has_unread_user(facts, problems):
             hint = f"add `model: {slug}` to a server, or remove it"
             problems.at_key(("models", slug), "FG207", f"model {quote(slug)} is used by no server", hint=hint)
 
@@ -163,6 +167,7 @@ def _report_unknown_model(reference: str, path: NodePath, facts: Facts, problems
     problems.at_value(path, "FG103", f"model {quote(reference)} is not defined", hint=hint)
 
 
-def _has_unread_server(facts: Facts) -> bool:
-    """Whether a server's model is missing or broken, so that nobody knows what it would have used."""
-    return any(not server.models for server in facts.servers) or not facts.servers
+def _has_unread_user(facts: Facts, problems: Problems) -> bool:
+    """Whether a server's model, or who guesses for a model, is missing or broken: nobody knows what it would use."""
+    has_unread_server = any(not server.models for server in facts.servers) or not facts.servers
+    return has_unread_server or any("speculative" in path for path in problems.broken)

@@ -12,9 +12,7 @@ def _words(text: str) -> frozenset[str]:
 KEYS: dict[str, frozenset[str]] = {
     "spec": _words("trainers"),
     "api": _words("prompt system route steps mode timeout retries circuit_breaker max_queue auth rate_limit"),
-    "model": _words(
-        "device_map load_params tokenizer adapters speculative trust_remote_code token parameter_count eval"
-    ),
+    "model": _words("device_map load_params tokenizer adapters trust_remote_code token parameter_count eval"),
     "server": _words("handler external scaling timeout"),
     "engine": _words("backend parallel attention compile offload gpu_memory_utilization optimize log_level"),
     "resources": _words("gpu_type cuda accelerator instance storage"),

@@ -40,7 +40,7 @@ def check_prefetch(facts: Facts, problems: Problems) -> None:
         servers = [server for server in facts.servers if model in server.models]
         if model.node is None or any(server.has_mistakes for server in servers):
             continue
-        for path, name in _unique(model.node.texts("prefetch"), "prefetch", problems):
+        for path, name in unique_names(model.node.texts("prefetch"), "prefetch", problems):
             _check_prefetched(path, name, model, servers, problems)
 
 
@@ -130,7 +130,7 @@ def _check_preload(server: ServerFacts, swap: Node, problems: Problems) -> int:
     places = min(int(max_loaded or num_models), num_models)
     if not isinstance(swap.get("preload"), list):
         return places
-    names = _unique(swap.texts("preload"), "preload", problems)
+    names = unique_names(swap.texts("preload"), "preload", problems)
     for path, name in names:
         if server.find(name) is None:
             _report_unknown(path, name, server, problems)
@@ -160,7 +160,7 @@ def _report_unknown(path: NodePath, name: str, server: ServerFacts, problems: Pr
     problems.at_value(path, "FG103", message, hint=reference_hint(name, known, "models"))
 
 
-def _unique(names: Iterable[tuple[NodePath, str]], key: str, problems: Problems) -> list[tuple[NodePath, str]]:
+def unique_names(names: Iterable[tuple[NodePath, str]], key: str, problems: Problems) -> list[tuple[NodePath, str]]:
     """The names that are no repetition; reports those that are."""
     first: dict[str, NodePath] = {}
     for path, name in names:

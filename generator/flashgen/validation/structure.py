@@ -265,7 +265,7 @@ _HOMES = {
     **dict.fromkeys(("env", "secrets"), "`container`"),
     **dict.fromkeys(("loader", "pool", "keep_in_ram", "verify"), "`weights`"),
     **dict.fromkeys(("max_loaded", "evict", "idle_timeout", "preload"), "`swap`"),
-    "prefetch": "`model`",
+    **dict.fromkeys(("prefetch", "speculative"), "`model`"),
     **dict.fromkeys(("inputs", "outputs", "path", "method", "protocol"), "an entry of `apis`"),
     **dict.fromkeys(("resources", "engine", "weights", "swap", "rpc_port", "container"), "an entry of `servers`"),
     "targets": "`deploy`",

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from flashgen_runtime.engine.paths import load_causal_model, position_limit
 from flashgen_runtime.engine.prepare import recipe_of
 from flashgen_runtime.engine.sampling_params import check_vocab, merge_params
 from flashgen_runtime.engine.sizes import context_limit, token_kv_bytes, weight_bytes, workspace_bytes
+from flashgen_runtime.engine.speculative import Speculation
 from flashgen_runtime.errors import ConfigError, RequestError, WeightsError
 from flashgen_runtime.loader.access import WeightAccess
 from flashgen_runtime.loader.checkpoint import (
@@ -34,6 +35,7 @@ from flashgen_runtime.messages import GenerationParams, ModelStatus
 from flashgen_runtime.models.base import ModelMemory, ServedModel
 from flashgen_runtime.models.chat_template import find_chat_template
 from flashgen_runtime.models.embeddings import EmbeddingsModel
+from flashgen_runtime.models.speculation import draft_models, speculation_of
 from flashgen_runtime.models.text_generation import TextGenerationModel
 
 log = logging.getLogger(__name__)
@@ -52,33 +54,54 @@ def locate_model(config: ModelConfig, access: WeightAccess, models_folder: Path)
     return locate_folder(config.source, models_folder)
 
 
-def measure_model(config: ModelConfig, engine: EngineConfig, path: Path) -> ModelMemory:
-    """What a model will take, from its configuration and headers; raises `WeightsError` or `ConfigError`."""
-    _check_task(path, config.task)
+def measure_model(
+    config: ModelConfig, engine: EngineConfig, path: Path, draft_paths: Sequence[Path] = ()
+) -> ModelMemory:
+    """What a model will take with its draft models, from their configurations and headers.
+
+    The KV caches of draft models have as many blocks as the model's own. Raises `WeightsError` or `ConfigError`.
+    """
+    models = list(zip([config, *draft_models(config)], [path, *draft_paths], strict=True))
+    for model, folder in models:
+        _check_task(folder, model.task)
+    block_bytes, *draft_block_bytes = (
+        engine.block_size * token_kv_bytes(folder, dtype=model.dtype, kv_cache_dtype=engine.kv_cache_dtype)
+        for model, folder in models
+    )
+    max_context = config.max_context or context_limit(path)
+    num_blocks = kv_cache_blocks(engine, max_context=max_context, block_bytes=block_bytes) if block_bytes else 0
+    return ModelMemory(
+        weight_bytes=sum(_counted_weights(model, folder) for model, folder in models),
+        kv_cache_bytes=num_blocks * (block_bytes + sum(draft_block_bytes)),
+        workspace_bytes=sum(workspace_bytes(folder, engine) for _, folder in models),
+    )
+
+
+def _counted_weights(config: ModelConfig, path: Path) -> int:
+    """Bytes of one model's weights; says in the log where the compiler counted others."""
     counted = weight_bytes(path, dtype=config.dtype, quantization=config.quantization, device=config.device)
     if config.weight_bytes not in (None, counted):
         log.warning(
             "the checkpoint is not the one that the project was built for: build it again",
             extra=fields(model=config.id, weight_bytes=counted, planned=config.weight_bytes),
         )
-    per_token = token_kv_bytes(path, dtype=config.dtype, kv_cache_dtype=engine.kv_cache_dtype)
-    block_bytes = per_token * engine.block_size
-    max_context = config.max_context or context_limit(path)
-    num_blocks = kv_cache_blocks(engine, max_context=max_context, block_bytes=block_bytes) if block_bytes else 0
-    return ModelMemory(
-        weight_bytes=counted, kv_cache_bytes=num_blocks * block_bytes, workspace_bytes=workspace_bytes(path, engine)
-    )
+    return counted
 
 
 def weight_files(config: ModelConfig, path: Path, access: WeightAccess) -> tuple[Path, ...]:
-    """The files that loading reads."""
+    """The files that loading the model reads, those of its draft models aside."""
     recipe = recipe_of(path, dtype=config.dtype, quantization=config.quantization) if config.device == "cpu" else None
     prepared = prepared_path(recipe, access.store) if recipe is not None else None
     return (prepared,) if prepared is not None else tuple(header.path for header in read_headers(path))
 
 
 def load_served_model(
-    config: ModelConfig, engine: EngineConfig, path: Path, *, access: WeightAccess | None = None
+    config: ModelConfig,
+    engine: EngineConfig,
+    path: Path,
+    *,
+    draft_paths: Sequence[Path] = (),
+    access: WeightAccess | None = None,
 ) -> ServedModel:
     """Checks and loads the model whose checkpoint lies in `path`.
 
@@ -86,35 +109,49 @@ def load_served_model(
         config: the model.
         engine: limits of batches and memory.
         path: as `locate_model` gave it.
+        draft_paths: the same of its draft models.
         access: where prepared weights lie; `None` packs the checkpoint into private memory.
 
     Raises `WeightsError`, `ConfigError` or `DeviceError`.
     """
     try:
         _check_task(path, config.task)
-        return _BUILDERS[config.task](config, engine, path, access)
+        return _BUILDERS[config.task](config, engine, path, draft_paths, access)
     except PermissionError as error:
         problem = f"may not be read by the user with the id {os.getuid()}"
         raise WeightsError(error.filename or path, problem) from error
 
 
 def _text_generation(
-    config: ModelConfig, engine_config: EngineConfig, path: Path, access: WeightAccess | None
+    config: ModelConfig,
+    engine_config: EngineConfig,
+    path: Path,
+    draft_paths: Sequence[Path],
+    access: WeightAccess | None,
 ) -> ServedModel:
+    speculation: Speculation | None = None
     with timings.stage("weights"):
         model = load_causal_model(path, config, engine_config, access=access)
     try:
         tokenizer = _tokenizer(path, model.vocab_size, access)
+        speculation = speculation_of(config, model, engine=engine_config, draft_paths=draft_paths, access=access)
         engine = LLMEngine(
             model,
             tokenizer,
             sizes=engine_config,
             max_context=_max_context(config, position_limit(path, model) or UNLIMITED),
             eos_ids=read_eos_ids(path),
+            speculation=speculation,
         )
         template, origin = find_chat_template(tokenizer.tokenizer, config.chat_template)
         return TextGenerationModel(
-            _status(config, model.description, max_context=engine.max_context, chat_template=origin),
+            _status(
+                config,
+                model.description,
+                max_context=engine.max_context,
+                chat_template=origin,
+                speculative=config.speculative.method if config.speculative and speculation else "",
+            ),
             engine=engine,
             tokenizer=tokenizer,
             chat_template=template,
@@ -122,11 +159,17 @@ def _text_generation(
         )
     except BaseException:
         model.close()
+        if speculation is not None:
+            speculation.close()
         raise
 
 
 def _embeddings(
-    config: ModelConfig, engine_config: EngineConfig, path: Path, access: WeightAccess | None
+    config: ModelConfig,
+    engine_config: EngineConfig,
+    path: Path,
+    _draft_paths: Sequence[Path],
+    access: WeightAccess | None,
 ) -> ServedModel:
     with timings.stage("weights"):
         encoder = load_encoder(path, config, engine_config, access=access)
@@ -149,7 +192,9 @@ def _tokenizer(path: Path, vocab_size: int, access: WeightAccess | None) -> Chec
         return load_tokenizer(path, vocab_size=vocab_size, store=access.store.root if access is not None else None)
 
 
-_BUILDERS: dict[Task, Callable[[ModelConfig, EngineConfig, Path, WeightAccess | None], ServedModel]] = {
+_Builder = Callable[[ModelConfig, EngineConfig, Path, Sequence[Path], WeightAccess | None], ServedModel]
+
+_BUILDERS: dict[Task, _Builder] = {
     "text-generation": _text_generation,
     "feature-extraction": _embeddings,
 }
@@ -161,6 +206,7 @@ def _status(
     *,
     max_context: int,
     chat_template: Literal["spec", "checkpoint", "none"] = "none",
+    speculative: str = "",
 ) -> ModelStatus:
     return ModelStatus(
         id=config.id,
@@ -174,6 +220,7 @@ def _status(
         path_reason=description.path_reason,
         kv_cache_dtype=description.kv_cache_dtype,
         kernels=description.kernels,
+        speculative=speculative,
     )
 
 

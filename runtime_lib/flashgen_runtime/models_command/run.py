@@ -90,6 +90,7 @@ def _config(options: Namespace, path: Path) -> ModelConfig:
         chat_template=None,
         generation_params=GenerationParams(),
         prefetch=(),
+        speculative=None,
         weight_bytes=None,
         sequence_kv_bytes=None,
     )

@@ -87,4 +87,5 @@ def _status(model: ModelConfig) -> ModelStatus:
         quantization=model.quantization or "",
         max_context=model.max_context or FAKE_MAX_CONTEXT,
         chat_template="none" if model.chat_template is None else "spec",
+        speculative=model.speculative.method if model.speculative is not None else "",
     )

@@ -8,8 +8,9 @@ from flashgen_runtime.worker.residency import Slot
 
 
 def planned_bytes(config: ModelConfig) -> int:
-    """What a model takes at least, as far as the compiler could tell."""
-    return (config.weight_bytes or 0) + (config.sequence_kv_bytes or 0)
+    """What a model takes at least with its draft models, as far as the compiler could tell."""
+    draft_bytes = sum(draft.weight_bytes or 0 for draft in config.drafts)
+    return (config.weight_bytes or 0) + draft_bytes + (config.sequence_kv_bytes or 0)
 
 
 def check_fits(config: ModelConfig, num_bytes: int, server: ServerConfig) -> None:

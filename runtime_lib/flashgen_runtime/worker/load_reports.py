@@ -48,6 +48,7 @@ def log_loaded(slot: Slot, *, seconds: float) -> None:
         "path_reason": status.path_reason,
         "kv_cache_dtype": status.kv_cache_dtype,
         "kernels": status.kernels,
+        "speculative": status.speculative,
         "max_context": status.max_context,
         "chat_template": status.chat_template,
         "bytes": status.memory_bytes,

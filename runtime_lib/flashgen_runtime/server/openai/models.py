@@ -38,6 +38,7 @@ class Model(BaseModel):
     path: str | None = Field(None, description="How the model runs: `native`, `paged` or `plain`.")
     path_reason: str | None = Field(None, description="Why it does not take a faster path.")
     kernels: str | None = Field(None, description="Instruction set of the kernels, or `torch`.")
+    speculative: str | None = Field(None, description="Who guesses its next tokens: `ngram`, `draft` or `tree`.")
     max_model_len: int | None = Field(None, description="Longest prompt plus completion in tokens.")
 
 
@@ -87,5 +88,6 @@ def _described(service: Service, target: Target) -> dict[str, object]:
         "path": status.path or None,
         "path_reason": status.path_reason or None,
         "kernels": status.kernels or None,
+        "speculative": status.speculative or None,
         "max_model_len": status.max_context or None,
     }
