@@ -18,7 +18,7 @@ from flashgen.project_folder import RECORD_FOLDER
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 SAMPLES = ROOT / "samples"
-NAMES = ("01-complete-python", "02-first-spec", "03-embeddings", "04-many-models")
+NAMES = ("01-complete-python", "02-first-spec", "03-embeddings", "04-many-models", "05-guessing-ahead")
 
 WHEEL_PLACEHOLDER = b"In the place of the runtime's wheel; a test checks the real one.\n"
 HASH_PLACEHOLDER = b"0" * 64

@@ -7,6 +7,7 @@ from flashgen.user_text import UserText
 
 _TEXT = "Hello"
 _MESSAGE: dict[str, Value] = {"role": UserText("user"), "content": UserText(_TEXT)}
+_PREDICTION: dict[str, Value] = {"type": UserText("content"), "content": UserText(_TEXT)}
 
 # Enough to see several pieces of a stream, and quick on every machine.
 _MAX_TOKENS = 8
@@ -77,7 +78,7 @@ def _value(type_: Type, name: str, field: ResolvedField | None = None) -> Value:
         case LiteralType(values):
             return UserText(values[0])
         case DictType() | Atom("dict"):
-            return {}
+            return dict(_PREDICTION) if name == "prediction" else {}
         case Atom("int"):
             return _clamped(_MAX_TOKENS, (field.min, field.max) if field else (None, None))
         case Atom("float"):

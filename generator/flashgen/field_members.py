@@ -18,6 +18,7 @@ _SIZED = frozenset({Atom("str"), Atom("bytes"), Atom("list"), Atom("dict")})
 # Fields that the runtime structures: how a spec declares them, and the class that stands for it.
 _CLASSES = {
     ("openai.chat_completions", "stream_options"): ("dict", "openai.StreamOptions"),
+    ("openai.chat_completions", "prediction"): ("dict", "openai.Prediction"),
     ("openai.chat_completions", "choices"): ("list[dict]", "list[openai.ChatChoice]"),
     ("openai.chat_completions", "usage"): ("dict", "openai.Usage"),
     ("openai.completions", "stream_options"): ("dict", "openai.StreamOptions"),

@@ -137,6 +137,7 @@ PROTOCOLS: dict[str, Protocol] = {
                 "max_completion_tokens": "int | null",
                 "logprobs": "bool | null",
                 "top_logprobs": "int | null",
+                "prediction": "dict | null",
                 "stream_options": "dict | null",
             },
             required="messages",

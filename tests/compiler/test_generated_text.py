@@ -156,6 +156,17 @@ def test_what_was_not_asked_for_is_not_there(tmp_path: Path) -> None:
         assert ("kubectl" in readme) == (project is kubernetes)
 
 
+def test_examples_send_what_a_structured_field_takes(tmp_path: Path) -> None:
+    """A prediction that callers must send is none without its type and text."""
+    spec = nasty_specs.minimal()
+    spec["apis"] = [{**spec["apis"][0], "inputs": {"prediction": "dict"}}]
+
+    files = {file.path: file.content.decode() for file in rendered(tmp_path, as_yaml(spec)).files if not file.is_binary}
+
+    assert '"prediction": {"type": "content", "content": "Hello"}' in files["README.md"]
+    assert "prediction: openai.Prediction\n" in files["api/routes/chat_completions.py"]
+
+
 def _compose_environment(folder: Path, server: str) -> dict[str, str]:
     environment: dict[str, str] = _yaml(folder / "compose.yaml")["services"][server]["environment"]
     return environment

@@ -16,7 +16,7 @@ from tests.generated.service import SAMPLES, Running, build, copy_sample, run
 
 pytestmark = pytest.mark.slow
 
-ALL_SAMPLES = ["01-complete-python", "02-first-spec", "03-embeddings", "04-many-models"]
+ALL_SAMPLES = ["01-complete-python", "02-first-spec", "03-embeddings", "04-many-models", "05-guessing-ahead"]
 PROMPTS = ["def read_lines(path):\n", "import os\n\nclass Reader:\n    def __init__(self, "]
 SENTENCES = ["A cat sits on the mat.", "Ein Hund bellt.", "", "word " * 400]
 
@@ -150,6 +150,20 @@ def test_many_models_answer_from_one_worker(tmp_path: Path) -> None:
             assert (torch.tensor([item.embedding for item in vectors.data]) - expected_vectors).abs().max() <= 1e-5
 
     assert listed == ["coder", "coder-int8", "sentences"]
+
+
+def test_guessed_tokens_change_no_answer(tmp_path: Path) -> None:
+    """From the text and by a draft model: it is what `generate` gives, and the models say who guesses."""
+    expected = _generate(PROMPTS[0], 32)
+    spec = SAMPLES / "05-guessing-ahead" / "flashgen.yaml"
+
+    with run(spec, tmp_path / "cache") as service, OpenAI(base_url=f"{service.url}/v1", api_key="none") as client:
+        service.wait_for_readyz(200)
+        listed = {model.id: model.model_extra["speculative"] for model in client.models.list() if model.model_extra}
+        texts = [_completed(client, model) for model in ("coder", "editor")]
+
+    assert listed == {"coder": "draft", "editor": "ngram"}
+    assert texts == [expected] * 2
 
 
 def _completed(client: OpenAI, model: str) -> str:

@@ -37,9 +37,10 @@ def thread_of(request: WorkRequest) -> str:
         GenerateRequest(request_id="1", model="m", prompt=list(range(MAX_SHORT_LENGTH + 1))),
         GenerateRequest(request_id="1", model="m", messages=[{"role": "user", "content": LONG}]),
         GenerateRequest(request_id="1", model="m", messages=[{"role": "user", "content": "x"}] * 100),
+        GenerateRequest(request_id="1", model="m", prompt="x", prediction=LONG),
         EmbedRequest(request_id="1", model="m", inputs=["x" * 600, "x" * 600]),
     ],
-    ids=["prompt", "ids", "content", "messages", "inputs"],
+    ids=["prompt", "ids", "content", "messages", "prediction", "inputs"],
 )
 def test_long_requests_do_not_hold_the_event_loop(request_: WorkRequest) -> None:
     """Replies of other requests go out while a long prompt is encoded."""

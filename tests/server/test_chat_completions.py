@@ -158,13 +158,28 @@ def test_harmless_fields_are_accepted(client: TestClient) -> None:
         "reasoning_effort": "low",
         "verbosity": "low",
         "parallel_tool_calls": True,
-        "prediction": {"type": "content", "content": "x"},
     }
 
     answer = client.post(PATH, json={"messages": HELLO, **harmless})
 
     assert answer.status_code == 200, answer.text
     assert "x-flashgen-ignored" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [("hello", "hello"), ([{"type": "text", "text": "he"}, {"type": "text", "text": "llo"}], "hello"), ("", "")],
+)
+def test_a_prediction_reaches_the_worker(client: TestClient, hooks: RecordingHooks, content: object, text: str) -> None:
+    """As one text, whole or in parts; the answer is what it would be without."""
+    body = {"messages": HELLO, "max_tokens": 7}
+
+    answer = client.post(PATH, json={**body, "prediction": {"type": "content", "content": content}})
+
+    assert answer.status_code == 200, answer.text
+    assert "x-flashgen-ignored" not in answer.headers
+    assert answer.json()["choices"] == client.post(PATH, json=body).json()["choices"]
+    assert [request.prediction for request in hooks.requests[-2:]] == [text, None]
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])

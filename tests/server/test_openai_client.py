@@ -52,6 +52,15 @@ def test_streamed_chat(client: OpenAI) -> None:
     assert chunks[-1].usage.completion_tokens == 8
 
 
+def test_prediction(client: OpenAI) -> None:
+    """The client's own field, as it sends it; the answer is what it would be without."""
+    answer = client.chat.completions.create(
+        model=CHAT_MODEL, messages=HELLO, max_tokens=3, prediction={"type": "content", "content": "hell"}
+    )
+
+    assert answer.choices[0].message.content == "hel"
+
+
 def test_streaming_helper(client: OpenAI) -> None:
     """The client's own accumulation of a stream gives the same message."""
     with client.chat.completions.stream(model=CHAT_MODEL, messages=HELLO, stop="lo") as stream:

@@ -89,7 +89,7 @@ def _most_telling(errors: Sequence[Any], body: Any) -> Any:
 def _param(path: Sequence[int | str]) -> str:
     """The field's name; inside a nested object the path to it."""
     names = [str(part) for part in path]
-    is_nested = len(names) == 2 and names[0] == "stream_options"
+    is_nested = len(names) == 2 and names[0] in ("prediction", "stream_options")
     return ".".join(names) if is_nested else names[0]
 
 

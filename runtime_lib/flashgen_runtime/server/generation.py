@@ -147,12 +147,14 @@ async def answer(
     id_prefix: str,
     form: Callable[[AnswerHead], Form],
     logprobs: int | None = None,
+    prediction: str | None = None,
     notice_without_template: str | None = None,
 ) -> Response:
     """Generates for every prompt and answers whole or streamed, as the body asks.
 
     Args:
         logprobs: how many alternatives of each token to report beside its own log probability, if any.
+        prediction: what the answer will probably be.
         notice_without_template: the notice in a header if the model has no chat template.
     """
     service = service_of(request)
@@ -167,6 +169,7 @@ async def answer(
             messages=prompt.messages,
             params=params,
             logprobs=logprobs,
+            prediction=prediction,
         )
         for index, prompt in enumerate(prompts)
     ]

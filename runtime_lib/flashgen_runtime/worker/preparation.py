@@ -42,6 +42,8 @@ class Preparation:
 def _is_short(request: WorkRequest) -> bool:
     if isinstance(request, EmbedRequest):
         return sum(len(text) for text in request.inputs) <= MAX_SHORT_LENGTH
+    if len(request.prediction or "") > MAX_SHORT_LENGTH:
+        return False
     if request.messages is None:
         return len(request.prompt or ()) <= MAX_SHORT_LENGTH
     # Contents may be nested, and templates read other fields too: the repr is as long as all of it.

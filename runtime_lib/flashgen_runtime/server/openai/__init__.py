@@ -1,7 +1,13 @@
 """OpenAI's protocols: bodies, answers and handlers, as generated routes use them."""
 
 from flashgen_runtime.server.errors import RESPONSES, STREAM_RESPONSES, ErrorBody
-from flashgen_runtime.server.openai.chat import ChatChoice, ChatCompletion, ChatCompletionRequest, chat_completions
+from flashgen_runtime.server.openai.chat import (
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionRequest,
+    Prediction,
+    chat_completions,
+)
 from flashgen_runtime.server.openai.completions import Completion, CompletionChoice, CompletionRequest, completions
 from flashgen_runtime.server.openai.embeddings import (
     Embedding,
@@ -30,6 +36,7 @@ __all__ = [
     "ErrorBody",
     "Model",
     "ModelList",
+    "Prediction",
     "StreamOptions",
     "Usage",
     "chat_completions",

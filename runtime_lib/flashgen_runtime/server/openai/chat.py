@@ -1,13 +1,14 @@
 """`/v1/chat/completions`: conversations."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import Request, Response
 from pydantic import BaseModel, Field, model_validator
 
 from flashgen_runtime.errors import RequestError
 from flashgen_runtime.messages import TokenLogprob
+from flashgen_runtime.server.fields import Body
 from flashgen_runtime.server.generation import AnswerHead, Prompt, answer
 from flashgen_runtime.server.hooks import Generation, Hooks
 from flashgen_runtime.server.openai.json_values import check_json_value
@@ -16,6 +17,25 @@ from flashgen_runtime.server.sampling import Count, SamplingBody, includes_usage
 from flashgen_runtime.server.usage import Usage, usage_of
 
 NO_TEMPLATE_NOTICE = "no chat template; message contents were joined by newlines"
+
+
+class PredictionPart(Body):
+    """A part of a predicted text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Prediction(Body):
+    """What the answer will probably be."""
+
+    type: Literal["content"]
+    content: str | list[PredictionPart] = Field(description="The text, whole or in parts.")
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class ChatCompletionRequest(SamplingBody):
@@ -28,6 +48,11 @@ class ChatCompletionRequest(SamplingBody):
     logprobs: bool | None = Field(None, description="Report the log probability of every token.")
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
         None, description="With `logprobs`: report so many likeliest tokens at each place too."
+    )
+    prediction: Prediction | None = Field(
+        None,
+        description="A text that most of the answer will equal, such as the file to be changed: where it is right the "
+        "answer comes sooner; it never changes what the answer is.",
     )
 
     @model_validator(mode="before")
@@ -42,6 +67,12 @@ class ChatCompletionRequest(SamplingBody):
     def _messages_are_a_conversation(self) -> "ChatCompletionRequest":
         if isinstance(self.messages, list):
             _check_conversation(self.messages)
+        return self
+
+    @model_validator(mode="after")
+    def _predictions_are_for_one_choice(self) -> "ChatCompletionRequest":
+        if self.prediction is not None and (self.n or 1) > 1:
+            raise _invalid("is only allowed when `n` is 1", "prediction")
         return self
 
     @model_validator(mode="after")
@@ -144,6 +175,7 @@ async def chat_completions(request: Request, body: ChatCompletionRequest, *, api
         id_prefix="chatcmpl",
         form=lambda head: _ChatForm(head, has_usage=has_usage),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        prediction=body.prediction.text if body.prediction is not None else None,
         notice_without_template=NO_TEMPLATE_NOTICE,
     )
 
