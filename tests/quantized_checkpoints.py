@@ -5,6 +5,7 @@ defines. Loops over single values, as the tools' own definitions read: nothing o
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+
+# Weights that tools round, in the names of common architectures; routers of experts and embeddings stay as they are.
+LINEAR = re.compile(r"(_proj|\.w[123]|query_key_value|dense\w*|^lm_head)\.weight$")
 
 Tensors = dict[str, torch.Tensor]
 
@@ -47,8 +51,7 @@ def write_quantized(source: Path, target: Path, kind: Kind) -> Path:
     meant: Tensors = {}
     for name, tensor in load_file(source / "model.safetensors").items():
         layer = name.removesuffix(".weight")
-        is_linear = name.endswith("_proj.weight") or name == "lm_head.weight"
-        if not is_linear or any(layer.endswith(each) for each in kind.floats):
+        if not LINEAR.search(name) or any(layer.endswith(each) for each in kind.floats):
             tensors[name] = tensor.to(kind.dtype)
             meant[name] = tensors[name].float()
             continue

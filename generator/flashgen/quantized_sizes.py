@@ -75,7 +75,7 @@ class QuantizedLayers:
             return _form(4, group_size, in_features, is_symmetric=False)
         if has_groups and self.section.get("desc_act"):
             return None
-        bits = self.section.get("bits", 0)
+        bits = self.section["bits"]
         return _form(bits, group_size, in_features, is_symmetric=self.section.get("sym", True))
 
     def _packed(self, name: str, in_features: int) -> _Form | None:
@@ -83,11 +83,13 @@ class QuantizedLayers:
         num_groups = self.tensors[f"{name}.weight_scale"].shape[1]
         if f"{name}.weight_g_idx" in self.tensors:
             return None
-        group_size = in_features // num_groups if self._has_groups() else None
+        sizes = (size for size in self._group_sizes() if -(-in_features // size) == num_groups)
+        group_size = next(sizes, None)
         return _form(bits, group_size, in_features, is_symmetric=self._is_symmetric(name))
 
-    def _has_groups(self) -> bool:
-        return any(group["weights"].get("strategy") == "group" for group in self.section["config_groups"].values())
+    def _group_sizes(self) -> list[int]:
+        weights = [group["weights"] for group in self.section["config_groups"].values()]
+        return [each["group_size"] for each in weights if each["strategy"] == "group"]
 
     def _is_symmetric(self, name: str) -> bool:
         groups = self.section["config_groups"].values()

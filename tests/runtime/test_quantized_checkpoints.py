@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def test_another_precision_is_refused(kind: Kind, option: Any, floats: Path, tmp
 def test_layers_that_are_left_in_floats(floats: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One of three fused projections is not quantised: the three are floats together, and the log says so."""
     kind = gptq(dynamic={r"-:.*\.k_proj": {}})
-    kind = Kind(**{**_fields(kind), "floats": ("lm_head", "k_proj")})
+    kind = replace(kind, floats=("lm_head", "k_proj"))
     path, reference = written(floats, tmp_path, kind)
     caplog.set_level("INFO")
 
@@ -172,7 +173,7 @@ def test_lists_of_layers(kind: Kind, layers: tuple[str, ...], floats: Path, tmp_
     """What each method leaves in floats, by the words of its own."""
     names = {name.removesuffix(".weight") for name in load_file(floats / "model.safetensors") if "_proj.weight" in name}
     left = tuple(name for name in names if any(each in name for each in layers))
-    path, reference = written(floats, tmp_path, Kind(**{**_fields(kind), "floats": ("lm_head", *left)}))
+    path, reference = written(floats, tmp_path, replace(kind, floats=("lm_head", *left)))
 
     assert torch.equal(logits(path, dtype="float32"), logits(reference))
 
@@ -221,7 +222,7 @@ def test_families(family: str, kind: Kind, tmp_path: Path) -> None:
 
 def test_a_quantised_head(floats: Path, tmp_path: Path) -> None:
     """GPTQ may round the head too; then it is an int4 layer like others."""
-    kind = Kind(**{**_fields(gptq(lm_head=True)), "floats": ()})
+    kind = replace(gptq(lm_head=True), floats=())
     path, reference = written(floats, tmp_path, kind)
 
     assert torch.equal(logits(path, dtype="float32"), logits(reference))
@@ -329,7 +330,3 @@ def change(folder: Path, make: Callable[[dict[str, torch.Tensor]], dict[str, tor
     file = folder / "model.safetensors"
     save_file(make(load_file(file)), folder / "new", metadata={"format": "pt"})
     (folder / "new").replace(file)
-
-
-def _fields(kind: Kind) -> dict[str, Any]:
-    return {name: getattr(kind, name) for name in kind.__dataclass_fields__}

@@ -73,7 +73,10 @@ def with_floats(
 
 
 class _DequantizedTensor:
-    """Floats in the dtype of the scales."""
+    """Floats of a dtype that transformers takes for the model's, where nothing else says it: that of the scales.
+
+    The values are float32: transformers casts, once.
+    """
 
     def __init__(self, path: Path, layer: str, scheme: LayerScheme, parts: Mapping[str, LazyTensor]) -> None:
         self._path = path
@@ -91,7 +94,7 @@ class _DequantizedTensor:
     def __getitem__(self, index: Any) -> torch.Tensor:
         try:
             codes = self._scheme.read(lambda name: self._parts[name][...])
-            return codes.dequantize().to(self.dtype)[index]
+            return codes.dequantize()[index]
         # Shapes are not known beforehand: torch notices those that do not fit together.
         except (CodesError, RuntimeError, IndexError) as error:
             raise WeightsError(self._path, f"layer `{self._layer}`: {first_line(error)}") from error
