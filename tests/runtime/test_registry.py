@@ -1,6 +1,7 @@
 """A whole text model from a folder: tokenizer, chat template, parameters and limits as the checkpoint says."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from flashgen_runtime.kernels.library import current_isa
 from flashgen_runtime.messages import EmbedRequest, GenerateRequest, GenerationParams, TextDelta
 from flashgen_runtime.models.registry import load_served_model
 from flashgen_runtime.models.text_generation import TextGenerationModel
+from tests.quantized_checkpoints import gptq, write_quantized
 from tests.runtime_models import sizes, tiny_module
 
 TEMPLATE = (
@@ -113,6 +115,16 @@ def test_status_says_how_a_model_runs(checkpoint: Path) -> None:
     assert (status.path, status.path_reason) == ("native", "")
     assert (status.quantization, status.kv_cache_dtype) == ("int8", "float32")
     assert status.kernels == current_isa()
+
+
+def test_status_of_a_quantised_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    """What the file is, and what became of it."""
+    folder = tmp_path / "quantized"
+    shutil.copytree(checkpoint, folder)
+    write_quantized(checkpoint, folder, gptq())
+
+    assert load(folder).status.quantization == "gptq int4 g32"
+    assert load(folder, dtype="float32").status.quantization == "gptq int4 g32 as float32"
 
 
 def test_context_of_a_paged_model(tmp_path: Path) -> None:

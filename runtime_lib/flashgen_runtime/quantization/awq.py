@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flashgen_runtime.quantization.codes import Codes, Take, in_order, unpack
+from flashgen_runtime.quantization.codes import Codes, Take, in_order, octets
 from flashgen_runtime.quantization.scheme import SCALE_DTYPES, Precision, StoredTensor
 
 BITS = 4
@@ -36,12 +36,13 @@ class AwqLayer:
     def read(self, take: Take) -> Codes:
         scales = take("scales").float()
         num_outputs = scales.shape[1]
-        codes, zeros = _unpacked(take("qweight"))[:, :num_outputs], _unpacked(take("qzeros"))[:, :num_outputs]
-        group_of = in_order(len(codes), self.precision.group_size)
-        return Codes(values=codes.T.contiguous(), scales=scales, zeros=zeros, group_of=group_of)
+        codes, zeros = _by_output(take("qweight"))[:num_outputs], _by_output(take("qzeros"))[:num_outputs]
+        group_of = in_order(codes.shape[1], self.precision.group_size)
+        return Codes(values=codes, scales=scales, zeros=zeros.T, group_of=group_of)
 
 
-def _unpacked(words: torch.Tensor) -> torch.Tensor:
-    """[rows, outputs], uint8, of [rows, words]."""
-    nibbles = unpack(words, BITS).view(len(words), -1, _PER_WORD)
-    return nibbles[:, :, _NIBBLE_OF_OUTPUT].flatten(1)
+def _by_output(words: torch.Tensor) -> torch.Tensor:
+    """[outputs, rows], uint8, of [rows, words]."""
+    found = octets(words.T)
+    nibbles = [found[:, :, nibble // 2] >> 4 * (nibble % 2) & 15 for nibble in _NIBBLE_OF_OUTPUT]
+    return torch.stack(nibbles, dim=1).flatten(0, 1)

@@ -36,18 +36,28 @@ class Codes:
         """The weights that the format defines: [N, K], float32."""
         values = self.values.float()
         if self.zeros is not None:
-            values -= self.zeros.float().T[:, self.group_of]
-        values *= self.scales.T[:, self.group_of]
+            values -= self._of_inputs(self.zeros.float())
+        values *= self._of_inputs(self.scales)
         return values
+
+    def _of_inputs(self, of_groups: torch.Tensor) -> torch.Tensor:
+        """[N, K] of [G, N]."""
+        return of_groups.T.contiguous().index_select(1, self.group_of)
+
+
+def octets(words: torch.Tensor) -> torch.Tensor:
+    """[.., n, 4], uint8, of [.., n] words of int32, the lowest first."""
+    # A copy, also of what torch calls contiguous because one of its sizes is 1: its strides may be anything.
+    copy = words.clone(memory_format=torch.contiguous_format).view(-1)
+    return copy.view(torch.uint8).view(*words.shape, 4)
 
 
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
     """[.., n * 32 / bits], uint8, of [.., n] words of int32, the lowest bits first."""
-    octets = words.contiguous().view(torch.uint8)
-    if bits == 8:
-        return octets
-    assert bits == 4, "the parsers take nothing else"
-    return torch.stack([octets & 15, octets >> 4], dim=-1).flatten(-2)
+    found = octets(words)
+    if bits == 4:
+        found = torch.stack([found & 15, found >> 4], dim=-1).flatten(-2)
+    return found.flatten(-2)
 
 
 def in_order(num_inputs: int, group_size: int | None) -> torch.Tensor:
