@@ -76,7 +76,7 @@ class QuantizedLayers:
         if has_groups and self.section.get("desc_act"):
             return None
         bits = self.section["bits"]
-        return _form(bits, group_size, in_features, is_symmetric=self.section.get("sym", True))
+        return _form(bits, group_size, in_features, is_symmetric=self.section.get("sym") is not False)
 
     def _packed(self, name: str, in_features: int) -> _Form | None:
         bits = _bits(self.tensors[f"{name}.weight_packed"].shape[1], in_features)

@@ -279,6 +279,15 @@ def test_what_is_not_run_is_named(
     assert problem in caught.value.problem
 
 
+def test_keys_that_are_null_say_nothing(floats: Path, tmp_path: Path) -> None:
+    """As tools write what nobody has set; names of kernels to run with say nothing either."""
+    kind = gptq(sym=None, desc_act=None, dynamic=None, modules_in_block_to_quantize=None, format=None, backend="marlin")
+    path, reference = written(floats, tmp_path, kind)
+
+    assert torch.equal(logits(path, dtype="float32"), logits(reference))
+    assert load(path).description.quantization == "gptq int4 g32"
+
+
 LAYER = "model.layers.1.mlp.down_proj"
 
 

@@ -79,7 +79,8 @@ class _Section:
         raise WeightsError(self._file, f"`{self._place}.{key}` is {self.tree.get(key)!r}, expected {expected}")
 
     def one_of(self, key: str, choices: tuple[Any, ...], *, default: Any = None) -> Any:
-        found = self.tree.get(key, default)
+        found = self.tree.get(key)
+        found = default if found is None else found
         if found not in choices or isinstance(found, bool) != isinstance(choices[0], bool):
             self.refuse(key, " or ".join(f"`{choice}`" for choice in choices))
         return choices[choices.index(found)]
@@ -129,7 +130,9 @@ class _Section:
 
 def _parse_awq(section: _Section) -> CheckpointQuantization:
     bits = section.one_of("bits", (4,))
-    section.one_of("backend", (None, "autoawq", "auto"))
+    # All other words there name kernels, for files of one form.
+    if section.tree.get("backend") == "llm-awq":
+        section.refuse("backend", "AutoAWQ's files")
     version = str(section.tree.get("version") or section.tree.get("format") or "gemm").lower()
     if version != "gemm":
         section.refuse("version", "`gemm`")
