@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from msgspec.structs import replace
+from msgspec import structs
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, PreTrainedConfig
 
@@ -22,6 +23,7 @@ from flashgen_runtime.kernels.panels import WeightFormat, pack
 from flashgen_runtime.messages import GenerationParams
 from flashgen_runtime.models.registry import measure_model
 from tests.golden_trees import SAMPLES
+from tests.quantized_checkpoints import KINDS, Kind, awq, gptq, write_quantized
 from tests.runtime_models import NATIVE_FAMILIES, PAGED_FAMILIES, sizes, tiny_config
 from tests.runtime_workers import model_config
 
@@ -213,7 +215,7 @@ def test_draft_models(checkpoint: Callable[[str], Path], families: tuple[str, ..
         for family in families[1:]
     )
     method: Any = "draft" if len(drafts) == 1 else "tree"
-    model = replace(
+    model = structs.replace(
         model_config(),
         max_context=max_context,
         speculative=SpeculativeConfig(method=method, num_tokens=4, drafts=drafts),
@@ -237,6 +239,52 @@ def test_draft_models(checkpoint: Callable[[str], Path], families: tuple[str, ..
     assert demand.weight_bytes == memory.weight_bytes
     assert demand.fixed_bytes(sizes_of_compiler) == memory.weight_bytes + memory.workspace_bytes
     assert demand.loaded_bytes(sizes_of_compiler) == memory.total_bytes
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_quantised_checkpoints(checkpoint: Callable[[str], Path], kind: Kind, dtype: str, tmp_path: Path) -> None:
+    """Layers that keep their integers and layers that do not, natively and with transformers' classes."""
+    for family in ("llama", "qwen2", "phi3"):
+        write_quantized(checkpoint(family), tmp_path / family, kind)
+        agree(tmp_path / family, dtype=dtype)
+
+
+@pytest.mark.parametrize(("kind", "option"), [(awq(), "int4"), (gptq(8, -1), "int8"), (gptq(4, 32), "int4")])
+def test_quantised_checkpoints_whose_precision_is_named(
+    checkpoint: Callable[[str], Path], kind: Kind, option: str, tmp_path: Path
+) -> None:
+    """They keep their integers beside float32 too; another precision is not counted."""
+    write_quantized(checkpoint("llama"), tmp_path / "model", kind)
+
+    agree(tmp_path / "model", dtype="float32", quantization=option)
+    with pytest.raises(AssertionError):
+        counted(tmp_path / "model", quantization="int4" if option == "int8" else "int8")
+
+
+def test_quantised_in_part(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """Fused layers of two forms are floats; a bias that a tool added counts."""
+    kind = gptq(dynamic={r"-:.*\.up_proj": {}})
+    write_quantized(checkpoint("llama"), tmp_path / "model", replace(kind, floats=("lm_head", "up_proj")))
+    file = tmp_path / "model" / "model.safetensors"
+    bias = {"model.layers.0.self_attn.o_proj.bias": torch.zeros(48)}
+    save_file({**load_file(file), **bias}, file, {"format": "pt"})
+
+    agree(tmp_path / "model")
+
+
+@pytest.mark.parametrize("section", [{}, 7, {"quant_method": "compressed-tensors"}, {"quant_method": "gptq"}])
+def test_a_broken_quantization_config_is_not_counted(
+    checkpoint: Callable[[str], Path], section: object, tmp_path: Path
+) -> None:
+    """The runtime says what is wrong with it."""
+    write_quantized(checkpoint("llama"), tmp_path / "model", gptq())
+    file = tmp_path / "model" / "config.json"
+    tree = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**tree, "quantization_config": section}), encoding="utf-8")
+
+    with pytest.raises(AssertionError):
+        counted(tmp_path / "model")
 
 
 @pytest.mark.parametrize("name", ["stdlib-coder", "all-MiniLM-L6-v2"])

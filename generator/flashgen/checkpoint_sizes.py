@@ -67,7 +67,8 @@ def checkpoint_sizes(
     config = checkpoint.config
     try:
         weights = weight_sizes(checkpoint.folder, config, dtype=dtype, quantization=quantization, is_on_card=is_on_card)
-    except (OSError, ValueError):
+    # The last ones: a `quantization_config` of another form than any that is run.
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration):
         return None
     token_bytes = token_kv_bytes(config, value_bytes=weights.value_bytes, kv_cache_dtype=kv_cache_dtype)
     num_tokens = max_context or context_limit(config)

@@ -75,7 +75,7 @@ def encoder_shape(config: Mapping[str, Any]) -> EncoderShape | None:
 
 def _decoder_shape(config: Mapping[str, Any]) -> DecoderShape:
     family = config.get("model_type")
-    _require(family in _DECODER_FAMILIES and "quantization_config" not in config)
+    _require(family in _DECODER_FAMILIES)
     _require(config.get("hidden_act", "silu") in _ACTIVATIONS)
     hidden_size, num_heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
     num_kv_heads = _size(config, "num_key_value_heads", _DEFAULT_KV_HEADS.get(str(family)), absent=num_heads)

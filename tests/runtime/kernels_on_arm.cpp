@@ -13,7 +13,7 @@ static float uniform(void) {
   return (float)(state >> 8) / 8388608.0f - 1.0f;
 }
 
-static int check(int64_t format, int64_t layout, int64_t K, int64_t N, int64_t rows) {
+static int check(int64_t format, int64_t layout, int64_t K, int64_t N, int64_t rows, bool has_offsets = false) {
   const int64_t group_size = format == FG_I4 ? 64 : 0;
   float* weight = (float*)malloc(N * K * 4);
   float* rounded = (float*)malloc(N * K * 4);
@@ -22,13 +22,16 @@ static int check(int64_t format, int64_t layout, int64_t K, int64_t N, int64_t r
   float* alone = (float*)malloc(N * 4);
   float* bias = (float*)malloc(N * 4);
   void* panels = aligned_alloc(64, fg_linear_panel_bytes(format, K, N, group_size));
-  float* scales = (float*)malloc(fg_linear_num_scales(format, K, N, group_size) * 4 + 4);
+  const int64_t num_scales = fg_linear_num_scales(format, K, N, group_size);
+  float* scales = (float*)malloc(num_scales * 4 + 4);
+  float* offsets = (float*)malloc(num_scales * 4 + 4);
   for (int64_t i = 0; i < N * K; ++i) weight[i] = uniform();
   for (int64_t i = 0; i < rows * K; ++i) x[i] = uniform();
   for (int64_t i = 0; i < N; ++i) bias[i] = uniform();
+  for (int64_t i = 0; i < num_scales; ++i) offsets[i] = has_offsets ? uniform() : 0;
 
   fg_linear_pack(format, group_size, weight, FG_F32, K, N, panels, scales);
-  fg_linear layer = {format, K, N, group_size, panels, scales, bias, FG_PANELS};
+  fg_linear layer = {format, K, N, group_size, panels, scales, bias, FG_PANELS, has_offsets ? offsets : nullptr};
   for (int64_t n = 0; n < N; ++n) fg_linear_unpack_row(&layer, n, rounded + n * K);
   if (layout != FG_PANELS) layer.panels = weight, layer.layout = layout;
   fg_linear_forward(&layer, x, K, y, N, rows, 0);
@@ -37,7 +40,11 @@ static int check(int64_t format, int64_t layout, int64_t K, int64_t N, int64_t r
   const double step = format == FG_I4 ? 1.0 / 7 : format == FG_I8 ? 1.0 / 127 : format == FG_F32 ? 1e-7 : 1.0 / 256;
   const double activation_step = format == FG_I4 || format == FG_I8 ? 1.0 / 127 : 1e-7;
   double weight_error = 0, error = 0;
-  for (int64_t i = 0; i < N * K; ++i) weight_error = fmax(weight_error, fabs(rounded[i] - weight[i]));
+  for (int64_t i = 0; i < N * K; ++i) {
+    const int64_t n = i / K, groups = num_scales / ((N + 31) / 32 * 32);
+    const float offset = has_offsets ? offsets[(n / 32 * groups + i % K / group_size) * 32 + n % 32] : 0;
+    weight_error = fmax(weight_error, fabs(rounded[i] - offset - weight[i]));
+  }
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t n = 0; n < N; ++n) {
       double sum = bias[n];
@@ -51,10 +58,10 @@ static int check(int64_t format, int64_t layout, int64_t K, int64_t N, int64_t r
     if (layout != FG_ROWS_IN_ANY_ORDER && memcmp(alone, y + r * N, N * 4)) wrong |= 2;
   }
   if (wrong) {
-    printf("format %d layout %d, %d -> %d, %d rows: weights off by %g, results by %g, differs alone: %d\n", (int)format,
-           (int)layout, (int)K, (int)N, (int)rows, weight_error, error, wrong >> 1);
+    printf("format %d layout %d offsets %d, %d -> %d, %d rows: weights off by %g, results by %g, differs alone: %d\n",
+           (int)format, (int)layout, has_offsets, (int)K, (int)N, (int)rows, weight_error, error, wrong >> 1);
   }
-  free(weight), free(rounded), free(x), free(y), free(alone), free(bias), free(panels), free(scales);
+  free(weight), free(rounded), free(x), free(y), free(alone), free(bias), free(panels), free(scales), free(offsets);
   return wrong;
 }
 
@@ -69,6 +76,7 @@ int main(void) {
     for (int64_t format = FG_F32; format <= FG_I4; ++format) {
       wrong |= check(format, FG_PANELS, shape[0], shape[1], shape[2]);
     }
+    wrong |= check(FG_I4, FG_PANELS, shape[0], shape[1], shape[2], true);
     for (int64_t layout = FG_ROWS; layout <= FG_ROWS_IN_ANY_ORDER; ++layout) {
       wrong |= check(FG_F32, layout, shape[0], shape[1], shape[2]);
     }

@@ -111,7 +111,7 @@ def test_missing_config_is_named(checkpoint: Path) -> None:
     [
         ({"model_type": "unheard_of"}, "transformers does not take it"),
         ({"hidden_size": "wide"}, "transformers does not take it"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "`gptq`) are not supported yet"),
+        ({"quantization_config": {"quant_method": "aqlm"}}, "`quantization_config.quant_method` is 'aqlm', expected"),
         ({"auto_map": {"AutoConfig": "code.Config"}, "model_type": "own"}, "transformers does not take it"),
     ],
 )

@@ -316,7 +316,6 @@ def test_tensors_that_do_not_fit_are_named(
             {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
             "rotary embeddings that differ between layers",
         ),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised checkpoints"),
         ({"head_dim": 30}, "heads of 30 values"),
         ({"head_dim": 512}, "heads of 512 values"),
         ({"hidden_size": "wide"}, "a configuration whose `hidden_size` is 'wide'"),

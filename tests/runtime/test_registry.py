@@ -1,6 +1,7 @@
 """A whole text model from a folder: tokenizer, chat template, parameters and limits as the checkpoint says."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from flashgen_runtime.kernels.library import current_isa
 from flashgen_runtime.messages import EmbedRequest, GenerateRequest, GenerationParams, TextDelta
 from flashgen_runtime.models.registry import load_served_model
 from flashgen_runtime.models.text_generation import TextGenerationModel
+from tests.quantized_checkpoints import gptq, write_quantized
 from tests.runtime_models import sizes, tiny_module
 
 TEMPLATE = (
@@ -137,6 +139,16 @@ def test_predictions_are_followed_without_configuration(checkpoint: Path) -> Non
     answer(model, request_of(prompt="once upon", params=params, prediction=expected))
 
     assert (REGISTRY.get_sample_value("flashgen_spec_decode_accepted_tokens_total", {"model": "predicted"}) or 0) > 0
+
+
+def test_status_of_a_quantised_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    """What the file is, and what became of it."""
+    folder = tmp_path / "quantized"
+    shutil.copytree(checkpoint, folder)
+    write_quantized(checkpoint, folder, gptq())
+
+    assert load(folder).status.quantization == "gptq int4 g32"
+    assert load(folder, dtype="float32").status.quantization == "gptq int4 g32 as float32"
 
 
 def test_context_of_a_paged_model(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ class ModelDescription:
     path_reason: str
     dtype: str
 
-    # "int8", "int4" or empty.
+    # "int8", "int4", what a quantised checkpoint is ("awq int4 g128"), or empty.
     quantization: str
     kv_cache_dtype: str
 

@@ -40,7 +40,7 @@ class Encoder:
             path="plain",
             path_reason=self._path_reason,
             dtype=dtype_name(self._model.dtype),
-            quantization="",
+            quantization=self._model.precision,
             kv_cache_dtype="",
             kernels="torch",
             is_batch_invariant=False,

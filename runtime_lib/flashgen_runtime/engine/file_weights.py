@@ -16,12 +16,17 @@ from flashgen_runtime.loader.stream import WeightStream, stream
 from flashgen_runtime.loader.tensors import CheckpointTensors
 
 # How the tensors of packed layers are called in prepared files.
-PANELS, SCALES, BIAS = ".panels", ".scales", ".bias"
+PANELS, SCALES, OFFSETS, BIAS = ".panels", ".scales", ".offsets", ".bias"
 
 
 def panel_tensors(name: str, panels: Panels) -> dict[str, torch.Tensor]:
     """The tensors of a packed layer by their names in a prepared file."""
-    found = {name + PANELS: panels.data, name + SCALES: panels.scales, name + BIAS: panels.bias}
+    found = {
+        name + PANELS: panels.data,
+        name + SCALES: panels.scales,
+        name + OFFSETS: panels.offsets,
+        name + BIAS: panels.bias,
+    }
     return {each: tensor for each, tensor in found.items() if tensor is not None}
 
 
@@ -65,15 +70,16 @@ class PreparedWeights:
     def tensor(self, name: str, _parts: Sequence[str], _make: Make) -> torch.Tensor:
         return self._take(name)
 
-    def linear(self, name: str, _parts: Sequence[str], weight_format: WeightFormat) -> tuple[Panels, ...]:
+    def linear(self, name: str, _parts: Sequence[str], _weight_format: WeightFormat) -> tuple[Panels, ...]:
         expected = self._shapes[name]
         panels = Panels(
-            format=weight_format,
+            format=expected.format,
             in_features=expected.in_features,
             out_features=expected.out_features,
             group_size=expected.group_size,
             data=self._take(name + PANELS),
             scales=self._take(name + SCALES) if expected.scales is not None else None,
+            offsets=self._take(name + OFFSETS) if expected.offsets is not None else None,
             bias=self._take(name + BIAS) if expected.bias is not None else None,
         )
         return (panels,)

@@ -87,7 +87,7 @@ class PagedModel:
             path="paged",
             path_reason=path_reason,
             dtype=_name(model.dtype),
-            quantization=quantization or "",
+            quantization=quantization or model.precision,
             kv_cache_dtype=_name(self._kv_format.dtype if self._kv_format else self._cache_dtype),
             kernels=isa or "torch",
             is_batch_invariant=can_be_invariant

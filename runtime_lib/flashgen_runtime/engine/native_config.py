@@ -75,8 +75,6 @@ def parse_config(config: Mapping[str, Any]) -> DecoderConfig:
     family = config.get("model_type")
     if family not in ("llama", "mistral", "qwen2", "qwen3"):
         raise UnsupportedConfigError(f"models of type `{family}`")
-    if "quantization_config" in config:
-        raise UnsupportedConfigError("quantised checkpoints")
     activation = config.get("hidden_act", "silu")
     if activation not in ACTIVATIONS:
         raise UnsupportedConfigError(f"the activation `{activation}`")

@@ -3,6 +3,7 @@
 The configuration is read in `native_config`, weights are packed in `native_weights`; here they become operations.
 """
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -31,8 +32,10 @@ from flashgen_runtime.engine.native_weights import (
     LayerWeights,
     build_weights,
     ignored_tensors,
+    linear_layers,
     tensor_shapes,
 )
+from flashgen_runtime.engine.quantized_layers import find_quantized, layer_kinds
 from flashgen_runtime.engine.request import Request
 from flashgen_runtime.engine.streamed_program import StreamedProgram
 from flashgen_runtime.engine.weight_source import has_own_head
@@ -43,6 +46,9 @@ from flashgen_runtime.kernels.program import Program, Rows
 from flashgen_runtime.loader.access import WeightAccess
 from flashgen_runtime.loader.checkpoint import read_json
 from flashgen_runtime.loader.tensors import CheckpointTensors
+from flashgen_runtime.logs import fields
+
+log = logging.getLogger(__name__)
 
 
 def load_native(
@@ -66,14 +72,16 @@ def load_native(
 
     Raises:
         WeightsError: a file is missing or broken, or its tensors are not those of the configuration.
+        ConfigError: the checkpoint is quantised in another way than `quantization`.
     """
     with timings.stage("skeleton"):
         config, recipe = decoder_recipe(path, dtype=dtype, quantization=quantization)
+    _log_floats(recipe)
     return NativeDecoder(
         config,
         find_weights(recipe, access),
         dtype=recipe.dtype,
-        quantization=quantization,
+        precision=recipe.precision,
         kv_format=KVFormat.INT8 if kv_cache_dtype == "int8" else FORMATS[recipe.dtype],
         max_num_batched_tokens=max_num_batched_tokens,
     )
@@ -89,7 +97,18 @@ def decoder_recipe(
     except UnsupportedConfigError as error:
         raise WeightsError(path / "config.json", f"is not run natively: {error}") from error
     tensors = CheckpointTensors(path)
-    tensors.expect(tensor_shapes(config), ignored=ignored_tensors(config))
+    found = find_quantized(
+        path,
+        tree,
+        tensors,
+        shapes=tensor_shapes(config),
+        fused=linear_layers(config),
+        dtype=dtype,
+        quantization=quantization,
+    )
+    tensors.expect(found.shapes, quantized=found.stored, ignored=(*ignored_tensors(config), *found.ignored))
+    if found.quantized is not None:
+        quantization = None
     weight_dtype = asked_dtype(tree, dtype) or tensors.dtype(f"{EMBEDDING}.weight")
     build = partial(
         build_weights,
@@ -100,7 +119,23 @@ def decoder_recipe(
             tensors, head=f"{HEAD}.weight", embedding=f"{EMBEDDING}.weight", is_tied=config.is_head_tied
         ),
     )
-    return config, Recipe(path=path, tensors=tensors, dtype=weight_dtype, quantization=quantization, build=build)
+    recipe = Recipe(
+        path=path,
+        tensors=tensors,
+        dtype=weight_dtype,
+        quantization=quantization,
+        quantized=found.quantized,
+        build=build,
+    )
+    return config, recipe
+
+
+def _log_floats(recipe: Recipe[DecoderWeights]) -> None:
+    """Says which quantised layers run as floats, and why."""
+    floats = recipe.quantized.floats() if recipe.quantized is not None else {}
+    for reason in dict.fromkeys(floats.values()):
+        names = layer_kinds(name for name, why in floats.items() if why == reason)
+        log.info("quantised layers run as floats", extra=fields(path=str(recipe.path), layers=names, reason=reason))
 
 
 class NativeDecoder:
@@ -120,14 +155,14 @@ class NativeDecoder:
         found: FoundWeights[DecoderWeights],
         *,
         dtype: torch.dtype,
-        quantization: Quantization | None,
+        precision: str,
         kv_format: KVFormat,
         max_num_batched_tokens: int,
     ) -> None:
         self._config = config
         self._found = found
         self._dtype = dtype
-        self._quantization = quantization
+        self._precision = precision
         self._kv_format = kv_format
         self._max_num_batched_tokens = max_num_batched_tokens
         self._cache: KernelCache | None = None
@@ -140,7 +175,7 @@ class NativeDecoder:
             path="native",
             path_reason="",
             dtype=dtype_name(self._dtype),
-            quantization=self._quantization or "",
+            quantization=self._precision,
             kv_cache_dtype=dtype_name(self._kv_format.dtype),
             kernels=isa or "torch",
             # Torch's matrix products depend on the number of rows.

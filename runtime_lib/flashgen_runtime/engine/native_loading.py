@@ -5,6 +5,7 @@ bytes, packs into a prepared file, and takes weights out of it.
 """
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from flashgen_runtime.config import Quantization
 from flashgen_runtime.engine.file_weights import PreparedWeights, RowWeights, panel_tensors
 from flashgen_runtime.engine.native_config import dtype_name
+from flashgen_runtime.engine.quantized_layers import QuantizedLayers
 from flashgen_runtime.engine.weight_source import (
     CheckpointWeights,
     CountedWeights,
@@ -57,18 +59,31 @@ class Recipe(Generic[W]):
     dtype: torch.dtype
     quantization: Quantization | None
 
+    # Layers that the checkpoint itself holds quantised.
+    quantized: QuantizedLayers | None = None
+
     # Asks a source for everything, in the order of a forward pass.
     build: Callable[[WeightSource], W]
 
     @property
     def kind(self) -> PreparedKind:
-        return PreparedKind(dtype_name(self.dtype), self.quantization or "", "panels")
+        # Words and nothing else: it becomes a part of a file's name.
+        words = re.findall(r"\w+", self.precision)
+        return PreparedKind(dtype_name(self.dtype), "-".join(words), "panels")
+
+    @property
+    def precision(self) -> str:
+        """How the linear layers run, if not in `dtype`: "int8", or "awq int4 g128"."""
+        if self.quantized is None:
+            return self.quantization or ""
+        return self.quantized.running(dtype_name(self.dtype))
 
     @property
     def is_as_it_lies(self) -> bool:
         """Whether the checkpoint's rows are what the kernels may read."""
         matrices = (name for name in self.tensors.expected if len(self.tensors.shape(name)) == 2)
-        return self.quantization is None and all(self.tensors.dtype(name) is self.dtype for name in matrices)
+        is_quantized = self.quantization is not None or self.quantized is not None
+        return not is_quantized and all(self.tensors.dtype(name) is self.dtype for name in matrices)
 
     def shapes(self) -> "Shapes":
         """What `build` asks for, without values."""
@@ -81,7 +96,7 @@ class Recipe(Generic[W]):
             else:
                 shapes.tensors[name] = found
 
-        self.build(RecordedWeights(CountedWeights(self.tensors), note))
+        self.build(RecordedWeights(CountedWeights(self.tensors, self.quantized), note))
         return shapes
 
 
@@ -197,7 +212,7 @@ def make_weights(recipe: Recipe[Any], store: Store) -> MadeFile:
             for each, tensor in tensors.items():
                 write(each, tensor)
 
-        recipe.build(RecordedWeights(CheckpointWeights(recipe.tensors), write_all))
+        recipe.build(RecordedWeights(CheckpointWeights(recipe.tensors, recipe.quantized), write_all))
         recipe.tensors.check_unchanged()
 
     try:
@@ -215,7 +230,7 @@ def prepared_path(recipe: Recipe[Any], store: Store) -> Path | None:
 
 def _packed(recipe: Recipe[W]) -> FoundWeights[W]:
     """In private memory, made now."""
-    weights = recipe.build(CheckpointWeights(recipe.tensors))
+    weights = recipe.build(CheckpointWeights(recipe.tensors, recipe.quantized))
     recipe.tensors.check_unchanged()
     return FoundWeights(weights, None)
 

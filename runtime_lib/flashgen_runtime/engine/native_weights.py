@@ -68,6 +68,15 @@ def tensor_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def linear_layers(config: DecoderConfig) -> Iterator[tuple[str, ...]]:
+    """The linear layers by their names in a checkpoint, those together that are computed as one."""
+    for layer in range(config.num_layers):
+        for parts in (QUERIES_KEYS_VALUES, ("self_attn.o_proj",), GATE_AND_UP, ("mlp.down_proj",)):
+            yield tuple(f"model.layers.{layer}.{part}" for part in parts)
+    if not config.is_head_tied:
+        yield (HEAD,)
+
+
 def ignored_tensors(config: DecoderConfig) -> Iterator[str]:
     """What transformers ignores as well: a second copy of a tied head, and the frequencies in old checkpoints."""
     yield f"{HEAD}.weight"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flashgen_runtime import timings
-from flashgen_runtime.config import EngineConfig, ModelConfig
+from flashgen_runtime.config import EngineConfig, ModelConfig, Quantization
 from flashgen_runtime.engine.causal_model import CausalModel
 from flashgen_runtime.engine.native_config import reason_against
 from flashgen_runtime.engine.packers import SurgeryFile
@@ -19,8 +19,11 @@ from flashgen_runtime.loader.access import WeightAccess
 from flashgen_runtime.loader.base import LoadedModel
 from flashgen_runtime.loader.checkpoint import read_json
 from flashgen_runtime.logs import fields
+from flashgen_runtime.quantization.config import check_option, parse_quantization
 
 log = logging.getLogger(__name__)
+
+NO_CODES = "transformers' classes take no codes"
 
 
 def load_causal_model(
@@ -101,6 +104,7 @@ def _load_transformers(
 
     with timings.stage("skeleton"):
         finding = probe(read_config(path))
+    quantization = _asked_quantization(path, config)
     if finding.not_paged and engine.kv_cache_dtype == "int8":
         raise ConfigError(
             "engine.kv_cache.dtype", f"`int8` needs a paged model, and this one is not: {finding.not_paged}"
@@ -108,14 +112,14 @@ def _load_transformers(
     model = _load_module(path, config, access)
     if finding.not_paged:
         plain_reason = f"transformers' class does not run on flat batches: {finding.not_paged}"
-        return PlainModel(model, path_reason=plain_reason, quantization=config.quantization)
+        return PlainModel(model, path_reason=plain_reason, quantization=quantization)
     if finding.not_replaced:
         log.warning("kernels do not replace its modules", extra=fields(model=config.id, reason=finding.not_replaced))
-    file = _surgery_file(model, config, access) if not finding.not_replaced else None
+    file = _surgery_file(model, quantization, access) if not finding.not_replaced else None
     packer = file.packer() if file is not None else None
     paged = PagedModel(
         model,
-        quantization=config.quantization,
+        quantization=quantization,
         kv_cache_dtype=engine.kv_cache_dtype,
         path_reason=reason,
         with_kernels=not finding.not_replaced,
@@ -129,6 +133,16 @@ def _load_transformers(
     return paged
 
 
+def _asked_quantization(path: Path, config: ModelConfig) -> Quantization | None:
+    """What the linear layers are brought to; those of a quantised checkpoint are floats here, and stay so."""
+    found = parse_quantization(path, read_json(path / "config.json"))
+    if found is None:
+        return config.quantization
+    check_option(found, config.quantization, path)
+    log.info("quantised layers run as floats", extra=fields(model=config.id, layers="all", reason=NO_CODES))
+    return None
+
+
 def _load_module(path: Path, config: ModelConfig, access: WeightAccess | None) -> LoadedModel:
     # Deferred: see `_load_transformers`.
     from flashgen_runtime.loader.materialize import load_model
@@ -139,8 +153,10 @@ def _load_module(path: Path, config: ModelConfig, access: WeightAccess | None) -
     return load_model(path, dtype=config.dtype, device=config.device, open_file=access.open, threads=access.threads)
 
 
-def _surgery_file(model: LoadedModel, config: ModelConfig, access: WeightAccess | None) -> SurgeryFile | None:
+def _surgery_file(
+    model: LoadedModel, quantization: Quantization | None, access: WeightAccess | None
+) -> SurgeryFile | None:
     """Where the packed layers are kept; `None` where there are none, or no place for them."""
     if access is None or model.device.type != "cpu" or current_isa() is None:
         return None
-    return SurgeryFile(model.path, dtype=model.dtype, quantization=config.quantization, access=access)
+    return SurgeryFile(model.path, dtype=model.dtype, quantization=quantization, access=access)

@@ -65,7 +65,7 @@ class PlainModel:
             path="plain",
             path_reason=path_reason,
             dtype=str(model.dtype).removeprefix("torch."),
-            quantization=quantization or "",
+            quantization=quantization or model.precision,
             kv_cache_dtype=str(self._module.dtype).removeprefix("torch."),
             kernels=(current_isa() or "torch") if quantization else "torch",
             # Nothing else is in a request's forward pass.

@@ -12,6 +12,9 @@ from flashgen_runtime.config import DType, EngineConfig, ModelConfig, Quantizati
 from flashgen_runtime.engine.native_config import UnsupportedConfigError, asked_dtype, parse_config
 from flashgen_runtime.engine.prepare import recipe_of
 from flashgen_runtime.loader.checkpoint import is_encoder, read_headers, read_json
+from flashgen_runtime.loader.dequantized import StoredLayer, find_layers
+from flashgen_runtime.loader.safetensors_header import TensorEntry
+from flashgen_runtime.quantization.config import parse_quantization
 
 # Of tokens without a limit of the checkpoint's own.
 ASSUMED_CONTEXT = 4096
@@ -66,12 +69,25 @@ def workspace_bytes(path: Path, engine: EngineConfig) -> int:
 
 
 def _checkpoint_bytes(path: Path, dtype: DType) -> int:
-    itemsize = _itemsize(path, read_json(path / "config.json"), dtype)
-    entries = [entry for header in read_headers(path) for entry in header.tensors.values()]
+    tree = read_json(path / "config.json")
+    itemsize = _itemsize(path, tree, dtype)
+    entries = {name: entry for header in read_headers(path) for name, entry in header.tensors.items()}
+    quantization = parse_quantization(path, tree)
+    layers = {} if quantization is None else find_layers(path, entries, quantization)
+    in_floats = sum(_num_values(layer, entries) * itemsize for layer in layers.values())
+    for name in {name for layer in layers.values() for name in layer.names}:
+        del entries[name]
     floats = {"F64", "F32", "F16", "BF16"}
-    return sum(
-        _numel(entry.shape) * itemsize if entry.dtype in floats else entry.end - entry.start for entry in entries
+    return in_floats + sum(
+        _numel(entry.shape) * itemsize if entry.dtype in floats else entry.end - entry.start
+        for entry in entries.values()
     )
+
+
+def _num_values(layer: StoredLayer, entries: Mapping[str, TensorEntry]) -> int:
+    """Of a quantised layer; its first tensor holds their codes, several to a word."""
+    codes = entries[layer.names[0]]
+    return _numel(codes.shape) * (32 // layer.scheme.precision.bits if codes.dtype == "I32" else 1)
 
 
 def _itemsize(path: Path, tree: Mapping[str, Any], dtype: DType) -> int:

@@ -9,10 +9,13 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from flashgen_runtime.engine.quantized_layers import QuantizedLayers
+from flashgen_runtime.kernels.coded_panels import pack_codes
 from flashgen_runtime.kernels.panels import Panels, WeightFormat, pack_fused, panels_without_data
 from flashgen_runtime.loader.reader import OpenFile
 from flashgen_runtime.loader.stream import WeightStream
 from flashgen_runtime.loader.tensors import CheckpointTensors
+from flashgen_runtime.quantization.scheme import coded_weight, fused
 
 # Makes what a model uses from tensors of a checkpoint; a function of their values alone.
 Make = Callable[..., torch.Tensor]
@@ -37,7 +40,8 @@ class WeightSource(Protocol):
     def linear(self, name: str, parts: Sequence[str], weight_format: WeightFormat, /) -> tuple[Panels, ...]:
         """Linear layers of the same input, whose outputs follow one another, as one or as several.
 
-        `parts` are names in the checkpoint without `.weight` and `.bias`; biases are taken where there are any.
+        `parts` are names in the checkpoint without `.weight` and `.bias`; biases are taken where there are any. Layers
+        that the checkpoint holds as integers keep them where the kernels take them, whatever `weight_format` says.
         """
 
     @property
@@ -56,20 +60,30 @@ class CheckpointWeights:
 
     mark = None
 
-    def __init__(self, tensors: CheckpointTensors) -> None:
+    def __init__(self, tensors: CheckpointTensors, quantized: QuantizedLayers | None = None) -> None:
         self._tensors = tensors
+        self._quantized = quantized
 
     def tensor(self, _name: str, parts: Sequence[str], make: Make) -> torch.Tensor:
         return make(*(self._tensors.read(part) for part in parts))
 
     def linear(self, _name: str, parts: Sequence[str], weight_format: WeightFormat) -> tuple[Panels, ...]:
-        weights = [self._tensors.read(f"{part}.weight") for part in parts]
-        has_bias = f"{parts[0]}.bias" in self._tensors.names
-        biases = [self._tensors.read(f"{part}.bias") for part in parts] if has_bias else ()
-        return (pack_fused(weights, weight_format, biases=biases),)
+        names, quantized = self._tensors.names, self._quantized
+        biases = [self._tensors.read(name) if (name := f"{part}.bias") in names else None for part in parts]
+        form = quantized.form(parts) if quantized is not None else None
+        if quantized is None or form is None:
+            return (pack_fused([self._weight(part) for part in parts], weight_format, biases=biases),)
+        weight = fused([coded_weight(quantized.codes(part), form) for part in parts])
+        bias = fused_bias(biases, [quantized.shape(part)[0] for part in parts])
+        return (pack_codes(weight, form.weight_format, group_size=form.group_size, bias=bias),)
 
     def start(self) -> None:
         """All of it is there."""
+
+    def _weight(self, part: str) -> torch.Tensor:
+        if self._quantized is not None and part in self._quantized.layers:
+            return self._quantized.codes(part).dequantize()
+        return self._tensors.read(f"{part}.weight")
 
 
 class CountedWeights:
@@ -77,20 +91,37 @@ class CountedWeights:
 
     mark = None
 
-    def __init__(self, tensors: CheckpointTensors) -> None:
+    def __init__(self, tensors: CheckpointTensors, quantized: QuantizedLayers | None = None) -> None:
         self._tensors = tensors
+        self._quantized = quantized
 
     def tensor(self, _name: str, parts: Sequence[str], make: Make) -> torch.Tensor:
         return make(*(self._empty(part) for part in parts))
 
     def linear(self, _name: str, parts: Sequence[str], weight_format: WeightFormat) -> tuple[Panels, ...]:
-        shapes = [self._tensors.shape(f"{part}.weight") for part in parts]
-        has_bias = f"{parts[0]}.bias" in self._tensors.names
-        out_features = sum(shape[0] for shape in shapes)
-        return (panels_without_data(weight_format, shapes[0][1], out_features, has_bias=has_bias),)
+        shapes = [self._shape(part) for part in parts]
+        shape = (shapes[0][1], sum(out_features for out_features, _ in shapes))
+        has_bias = any(f"{part}.bias" in self._tensors.names for part in parts)
+        form = self._quantized.form(parts) if self._quantized is not None else None
+        if form is None:
+            return (panels_without_data(weight_format, *shape, has_bias=has_bias),)
+        return (
+            panels_without_data(
+                form.weight_format,
+                *shape,
+                has_bias=has_bias,
+                has_offsets=form.has_offsets,
+                group_size=form.group_size,
+            ),
+        )
 
     def start(self) -> None:
         """There is nothing to fetch."""
+
+    def _shape(self, part: str) -> tuple[int, ...]:
+        if self._quantized is not None and part in self._quantized.layers:
+            return self._quantized.shape(part)
+        return self._tensors.shape(f"{part}.weight")
 
     def _empty(self, name: str) -> torch.Tensor:
         return torch.empty(self._tensors.shape(name), dtype=self._tensors.dtype(name), device="meta")
@@ -121,8 +152,21 @@ class RecordedWeights:
 
 def without_data(panels: Panels) -> Panels:
     """Format, shape and bytes of a packed layer."""
-    has_bias = panels.bias is not None
-    return panels_without_data(panels.format, panels.in_features, panels.out_features, has_bias=has_bias)
+    return panels_without_data(
+        panels.format,
+        panels.in_features,
+        panels.out_features,
+        has_bias=panels.bias is not None,
+        has_offsets=panels.offsets is not None,
+        group_size=panels.group_size,
+    )
+
+
+def fused_bias(biases: Sequence[torch.Tensor | None], sizes: Sequence[int]) -> torch.Tensor | None:
+    """The biases of layers whose outputs follow one another; a missing one is zero, and none are none."""
+    if all(bias is None for bias in biases):
+        return None
+    return torch.cat([torch.zeros(size) if bias is None else bias for bias, size in zip(biases, sizes, strict=True)])
 
 
 def has_own_head(tensors: CheckpointTensors, *, head: str, embedding: str, is_tied: bool) -> bool:

@@ -22,7 +22,7 @@ from flashgen_runtime.logs import fields
 log = logging.getLogger(__name__)
 
 # What `fg_interface_version` of a fitting library gives.
-INTERFACE_VERSION = 1
+INTERFACE_VERSION = 2
 
 LIBRARY_FOLDER = Path(__file__).parent / "lib"
 
@@ -42,6 +42,7 @@ class CLinear(ctypes.Structure):
         ("scales", c_void_p),
         ("bias", c_void_p),
         ("layout", c_int64),
+        ("offsets", c_void_p),
     )
 
 

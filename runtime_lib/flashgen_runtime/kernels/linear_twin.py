@@ -40,13 +40,21 @@ def linear_int8(rows: torch.Tensor, weight: Rounded) -> torch.Tensor:
     return total.float() * (activations.scales * weight.scales)
 
 
-def linear_int4(rows: torch.Tensor, weight: Rounded, group_size: int) -> torch.Tensor:
-    """[T, N] of activations [T, K], rounded here to int8, and `round_to_int4`'s weights; a group's sum is exact."""
+def linear_int4(
+    rows: torch.Tensor, weight: Rounded, group_size: int, *, offsets: torch.Tensor | None = None
+) -> torch.Tensor:
+    """[T, N] of activations [T, K], rounded here to int8, and `round_to_int4`'s weights; a group's sum is exact.
+
+    Offsets, [groups, N], are added to every weight of a group.
+    """
     activations = _round_activations(rows)
     total = torch.zeros(rows.shape[0], weight.values.shape[0], dtype=torch.float64, device=rows.device)
     for group, group_scales in enumerate(weight.scales):
         piece = slice(group * group_size, (group + 1) * group_size)
-        total += (activations.values[:, piece] @ weight.values[:, piece].T.float()) * group_scales.double()
+        values = activations.values[:, piece]
+        total += (values @ weight.values[:, piece].T.float()) * group_scales.double()
+        if offsets is not None:
+            total += values.sum(dim=1, keepdim=True) * offsets[group].double()
     return total.float() * activations.scales
 
 

@@ -1,9 +1,10 @@
 """Weights of linear layers as the kernels want them, and the layer itself: y = x W^T + bias.
 
 `pack` rounds a weight matrix to a format and lays it out in panels of 32 columns (`sources/linear.cpp`); `in_place`
-takes it as it lies in a checkpoint. Without kernels, or on a device, both keep rows and `linear` is computed by torch,
-with the same rounding of weights and activations: sums of int8 products are exact in both, so that their results are
-the same bits; other results differ by the order of addition.
+takes it as it lies in a checkpoint; `coded_panels.pack_codes` lays out integers that a checkpoint holds. Without
+kernels, or on a device, all keep rows and `linear` is computed by torch, with the same rounding of weights and
+activations: sums of int8 products are exact in both, so that their results are the same bits; other results differ by
+the order of addition.
 """
 
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ _FORMATS = {dtype: weight_format for weight_format, dtype in _DTYPES.items()}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Panels:
-    """The weights of one linear layer. Immutable; made by `pack`, `pack_fused` or `in_place`, or from a file."""
+    """The weights of one linear layer. Immutable; made by `pack` and its like or `in_place`, or from a file."""
 
     format: WeightFormat
     in_features: int
@@ -83,6 +84,9 @@ class Panels:
     # [out_features], float32.
     bias: torch.Tensor | None
     layout: Layout = Layout.PANELS
+
+    # INT4, as the scales: what is added to every value of a group, where its zero is not the middle of the range.
+    offsets: torch.Tensor | None = None
     _c_struct: CLinear = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -95,6 +99,7 @@ class Panels:
             address(self.scales),
             address(self.bias),
             self.layout,
+            address(self.offsets),
         )
         object.__setattr__(self, "_c_struct", struct)
 
@@ -104,8 +109,9 @@ class Panels:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of values, scales and bias."""
-        return sum(tensor.nbytes for tensor in (self.data, self.scales, self.bias) if tensor is not None)
+        """Bytes of values, scales, offsets and bias."""
+        tensors = (self.data, self.scales, self.offsets, self.bias)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     @property
     def runs_on_kernels(self) -> bool:
@@ -155,6 +161,7 @@ def panels_without_data(
     out_features: int,
     *,
     has_bias: bool = False,
+    has_offsets: bool = False,
     group_size: int = GROUP_SIZE,
 ) -> Panels:
     """What `pack` would make, its tensors on the meta device: they have a dtype and a shape, and no values."""
@@ -166,14 +173,17 @@ def panels_without_data(
     def empty(count: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(count, dtype=dtype, device="meta")
 
+    num_scales = kernels.linear_num_scales(*shape)
+
     return Panels(
         format=weight_format,
         in_features=in_features,
         out_features=out_features,
         group_size=group_size,
         data=empty(kernels.linear_panel_bytes(*shape), torch.uint8),
-        scales=empty(kernels.linear_num_scales(*shape), torch.float32) if weight_format.is_quantized else None,
+        scales=empty(num_scales, torch.float32) if weight_format.is_quantized else None,
         bias=empty(out_features, torch.float32) if has_bias else None,
+        offsets=empty(num_scales, torch.float32) if has_offsets else None,
     )
 
 
@@ -325,7 +335,7 @@ def _linear_on_torch(x: torch.Tensor, panels: Panels) -> torch.Tensor:
         y = (
             linear_int8(rows, weight)
             if panels.format is WeightFormat.INT8
-            else linear_int4(rows, weight, panels.group_size)
+            else linear_int4(rows, weight, panels.group_size, offsets=panels.offsets)
         )
     else:
         if panels.format is WeightFormat.BF16 and rounds_to_bf16():
@@ -342,4 +352,9 @@ def _unpack_rows(panels: Panels) -> torch.Tensor:
         return values
     if panels.format is WeightFormat.INT8:
         return values * panels.scales[:, None]
-    return values * panels.scales.T.repeat_interleave(panels.group_size, dim=1)[:, : panels.in_features]
+
+    def of_values(of_groups: torch.Tensor) -> torch.Tensor:
+        return of_groups.T.repeat_interleave(panels.group_size, dim=1)[:, : panels.in_features]
+
+    values = values * of_values(panels.scales)
+    return values if panels.offsets is None else values + of_values(panels.offsets)

@@ -19,3 +19,11 @@ class LoadedModel:
     dtype: torch.dtype
     device: torch.device
     weight_bytes: int
+
+    # What a quantised checkpoint was, of which these are the floats: "awq int4 g128".
+    quantized_as: str = ""
+
+    @property
+    def precision(self) -> str:
+        """How its linear layers run, where that is not all that `dtype` says."""
+        return f"{self.quantized_as} as {str(self.dtype).removeprefix('torch.')}" if self.quantized_as else ""

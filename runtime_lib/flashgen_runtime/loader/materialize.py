@@ -17,6 +17,7 @@ from flashgen_runtime.config import DeviceRequirements, DType
 from flashgen_runtime.errors import WeightsError
 from flashgen_runtime.loader.base import LoadedModel
 from flashgen_runtime.loader.checkpoint import first_line, is_encoder, read_headers, read_json
+from flashgen_runtime.loader.dequantized import LazyTensor, with_floats
 from flashgen_runtime.loader.device import check_device
 from flashgen_runtime.loader.memory import DEFAULT_THREADS
 from flashgen_runtime.loader.opening import open_weights
@@ -26,6 +27,7 @@ from flashgen_runtime.loader.safetensors_header import SafetensorsHeader
 from flashgen_runtime.loader.stream import WeightStream, stream
 from flashgen_runtime.loader.tensors import name_tensors
 from flashgen_runtime.logs import fields
+from flashgen_runtime.quantization.config import KEY, CheckpointQuantization, parse_quantization
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,8 @@ def load_model(
     threads: int = DEFAULT_THREADS,
 ) -> LoadedModel:
     """Loads a checkpoint with transformers' own class for it; never runs its code, never unpickles.
+
+    Layers that are stored as integers become floats: the classes then need no package for them.
 
     On a processor the weights lie where the files were read to or mapped; memory beside that is taken for tensors that
     are cast or merged. Each tensor's memory is given back with it.
@@ -60,9 +64,10 @@ def load_model(
     check_device(DeviceRequirements(gpus=0, gpu_memory_bytes=None, gpu_cuda_capability=None), device)
     headers = read_headers(path)
     config = read_config(path)
+    quantization = parse_quantization(path, read_json(path / "config.json"))
     files = [open_file(header.path) for header in headers]
     with quiet_transformers(), stream(files, threads=threads) as arriving:
-        module = _materialize(path, config, dtype=dtype, headers=headers, arriving=arriving)
+        module = _materialize(path, config, dtype=dtype, headers=headers, arriving=arriving, quantization=quantization)
     module = module.to(device).eval().requires_grad_(requires_grad=False)
     return LoadedModel(
         module=module,
@@ -71,22 +76,23 @@ def load_model(
         dtype=module.dtype,
         device=torch.device(device),
         weight_bytes=sum(tensor.nbytes for tensor in chain(module.parameters(), module.buffers())),
+        quantized_as=quantization.label if quantization is not None else "",
     )
 
 
 def read_config(path: Path) -> Any:
-    """A checkpoint's configuration as transformers reads it; raises `WeightsError`."""
+    """A checkpoint's configuration as transformers reads it, as if all were floats; raises `WeightsError`."""
     file = path / "config.json"
-    tree = read_json(file)
-    if "quantization_config" in tree:
-        method = tree["quantization_config"].get("quant_method", "unknown")
-        raise WeightsError(file, f"quantised checkpoints (here: `{method}`) are not supported yet")
+    parse_quantization(path, read_json(file))
     try:
         with quiet_transformers():
-            return AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     # Configuration classes raise whatever their own checks raise.
     except Exception as error:
         raise WeightsError(file, f"transformers does not take it: {first_line(error)}") from error
+    if hasattr(config, KEY):
+        delattr(config, KEY)
+    return config
 
 
 def _materialize(
@@ -96,6 +102,7 @@ def _materialize(
     dtype: DType,
     headers: list[SafetensorsHeader],
     arriving: WeightStream[OpenFile],
+    quantization: CheckpointQuantization | None,
 ) -> Any:
     """The model with all weights from the checkpoint, none invented and none left over."""
     auto_class = _auto_class(config)
@@ -107,12 +114,15 @@ def _materialize(
         **({"add_pooling_layer": False} if is_encoder(config.model_type) else {}),
     }
     reason = _not_ours(path, config, auto_class)
+    if reason and quantization is not None:
+        problem = f"is quantised ({quantization.label}), and {reason} is read by transformers: take it in floats"
+        raise WeightsError(path, problem)
     try:
         if reason:
             log.info("transformers reads the weights", extra=fields(checkpoint=str(path), reason=reason))
             module, info = _read_by_transformers(path, auto_class, options)
         else:
-            module, info = _read_by_us(path, auto_class, options, arriving)
+            module, info = _read_by_us(path, auto_class, options, arriving, quantization)
     except WeightsError:
         raise
     # Model classes raise whatever their constructors raise for a configuration that makes no sense.
@@ -143,11 +153,17 @@ class _ArrivingTensor:
 
 
 def _read_by_us(
-    path: Path, auto_class: Any, options: Mapping[str, Any], arriving: WeightStream[OpenFile]
+    path: Path,
+    auto_class: Any,
+    options: Mapping[str, Any],
+    arriving: WeightStream[OpenFile],
+    quantization: CheckpointQuantization | None,
 ) -> tuple[Any, dict[str, Any]]:
-    tensors = {
+    tensors: dict[str, LazyTensor] = {
         name: _ArrivingTensor(file, name, arriving) for file in arriving.files for name in in_file_order(file.header)
     }
+    if quantization is not None:
+        tensors = with_floats(path, tensors, quantization)
     arriving.start()
     # Imported while bytes arrive.
     model_class = _model_class(options["config"], auto_class)

@@ -13,6 +13,7 @@ from flashgen_runtime.errors import WeightsError
 from flashgen_runtime.loader.checkpoint import read_headers
 from flashgen_runtime.loader.reader import IDENTITY, check_same, named_errors, torch_dtype
 from flashgen_runtime.loader.safetensors_header import SafetensorsHeader, TensorEntry
+from flashgen_runtime.quantization.scheme import StoredTensor
 
 # What our own models compute with.
 FLOATS = ("F32", "F16", "BF16")
@@ -38,25 +39,33 @@ class CheckpointTensors:
         """All files, in the order of their tensors."""
         return list(dict.fromkeys(header.path for header in self._headers.values()))
 
-    def expect(self, shapes: Mapping[str, tuple[int, ...]], *, ignored: Iterable[str] = ()) -> None:
-        """Raises `WeightsError` unless there are exactly these tensors, in float32, float16 or bfloat16.
+    def expect(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        quantized: Mapping[str, StoredTensor] | None = None,
+        ignored: Iterable[str] = (),
+    ) -> None:
+        """Raises `WeightsError` unless there are exactly these tensors.
 
         Args:
-            shapes: of all tensors of the architecture, by name.
+            shapes: of all tensors in float32, float16 or bfloat16, by name.
+            quantized: those of quantised layers, by name.
             ignored: names that may be there as well.
         """
-        self.expected = shapes.keys()
-        if missing := sorted(shapes.keys() - self._headers.keys()):
+        stored = {name: StoredTensor(shape, FLOATS) for name, shape in shapes.items()} | dict(quantized or {})
+        self.expected = stored.keys()
+        if missing := sorted(stored.keys() - self._headers.keys()):
             raise WeightsError(self._path, f"lacks {name_tensors(missing)}")
-        for name, shape in sorted(shapes.items()):
+        for name, (shape, dtypes) in sorted(stored.items()):
             header, entry = self._find(name)
             if entry.shape != shape:
                 problem = f"tensor `{name}` has the shape {list(entry.shape)}, its configuration says {list(shape)}"
                 raise WeightsError(header.path, problem)
-            if entry.dtype not in FLOATS:
-                problem = f"tensor `{name}` has the dtype {entry.dtype}, expected one of {', '.join(FLOATS)}"
+            if entry.dtype not in dtypes:
+                problem = f"tensor `{name}` has the dtype {entry.dtype}, expected one of {', '.join(dtypes)}"
                 raise WeightsError(header.path, problem)
-        if unexpected := sorted(self._headers.keys() - shapes.keys() - set(ignored)):
+        if unexpected := sorted(self._headers.keys() - stored.keys() - set(ignored)):
             problem = f"holds {name_tensors(unexpected)}, which the architecture does not have"
             raise WeightsError(self._headers[unexpected[0]].path, problem)
 

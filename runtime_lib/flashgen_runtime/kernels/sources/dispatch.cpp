@@ -126,7 +126,7 @@ inline const KernelTable* table() { return current->table; }
 
 extern "C" {
 
-int64_t fg_interface_version(void) { return 1; }
+int64_t fg_interface_version(void) { return 2; }
 const char* fg_available_isas(void) { return isas.names; }
 const char* fg_current_isa(void) { return isas.count ? current->name : ""; }
 int64_t fg_select_isa(const char* name) {

@@ -32,6 +32,7 @@ typedef struct {
   const float* scales;  // FG_I8: [panels * 32]; FG_I4: [panels, groups, 32]; else null
   const float* bias;    // [out_features] or null
   int64_t layout;
+  const float* offsets;  // FG_I4: as scales, added to every value of the group; or null
 } fg_linear;
 
 // Keys and values of one attention layer, see `kv_cache.h`.

@@ -108,7 +108,8 @@ static void run_panel(const fg_linear* layer, const Activations& a, int64_t p, i
   const int64_t block_steps = tiles == 1 || step_bytes > BLOCK_BYTES ? steps : BLOCK_BYTES / step_bytes;
   const int64_t first_row = a.first_row(first_tile);
   const char* panel = panel_at(layer, p, columns);
-  const float* scales = layer->scales + p * panel_scales(layer->format, layer->in_features, group_size);
+  const int64_t num_scales = panel_scales(layer->format, layer->in_features, group_size);
+  const float* scales = layer->scales + p * num_scales;
   Sum* sums = nullptr;
   if (block_steps < steps) {
     sums = (Sum*)fg_scratch(FG_SCRATCH_SUMS, (a.first_row(last_tile) - first_row) * 2 * sizeof(Sum));
@@ -116,7 +117,8 @@ static void run_panel(const fg_linear* layer, const Activations& a, int64_t p, i
   for (int64_t step = 0; step < steps; step += block_steps) {
     const bool is_last = step + block_steps >= steps;
     const Block block = {panel + step * step_bytes, is_last ? steps - step : block_steps,
-                         layer->format == FG_I4 ? scales + step * WIDTH : scales, group_size};
+                         layer->format == FG_I4 ? scales + step * WIDTH : scales,
+                         layer->offsets ? layer->offsets + p * num_scales + step * WIDTH : nullptr, group_size};
     const int64_t bytes = block.steps * step_bytes;
     const char* ahead = block.weights + (tiles == 1 ? PREFETCH_BYTES : bytes);
     if (layer->layout != FG_PANELS) ahead = rows_at(layer, p + 1) + step * step_bytes;
@@ -166,6 +168,8 @@ static void linear_forward(const fg_linear* layer, const float* x, int64_t x_str
     case FG_F16: return forward<F16>(layer, x, x_stride, rows, output);
     case FG_BF16: return forward<BF16>(layer, x, x_stride, rows, output);
     case FG_I8: return forward<I8>(layer, x, x_stride, rows, output);
-    default: return forward<I4>(layer, x, x_stride, rows, output);
+    default:
+      if (layer->offsets) return forward<I4WithOffsets>(layer, x, x_stride, rows, output);
+      return forward<I4>(layer, x, x_stride, rows, output);
   }
 }

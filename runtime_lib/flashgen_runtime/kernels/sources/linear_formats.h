@@ -43,6 +43,7 @@ struct Block {
   const char* weights;
   int64_t steps;
   const float* scales;  // I8: of the columns; I4: of the columns, for the groups of the block
+  const float* offsets;  // I4: as scales, or null
   int64_t group_size;
 };
 
@@ -234,7 +235,8 @@ struct I8 : Integers {
 };
 
 // A step is a group. Its words of x: what each row's sum starts with, then the bytes.
-struct I4 : Integers {
+template <bool HAS_OFFSETS>
+struct Nibbles : Integers {
   typedef f32x16 Sum;
   // Sums of the group lie beside those of the row.
   static constexpr int MAX_ROWS = NIBBLE_ROWS;
@@ -267,6 +269,7 @@ struct I4 : Integers {
                              int64_t index, Prefetch& prefetch) {
     alignas(64) i32x16 part[R][2];
     for (int r = 0; r < R; ++r) part[r][0] = part[r][1] = i32x16{} + (int32_t)x[r];
+    const uint32_t* starts = x;
     x += R;
     for (int64_t i = 0; i < block.group_size / 8; ++i) {
       prefetch();
@@ -282,9 +285,22 @@ struct I4 : Integers {
       sum[r][0] = fma(__builtin_convertvector(part[r][0], f32x16), a, sum[r][0]);
       sum[r][1] = fma(__builtin_convertvector(part[r][1], f32x16), b, sum[r][1]);
     }
+    if constexpr (HAS_OFFSETS) {
+      const float* offsets = block.offsets + index * WIDTH;
+      const f32x16 c = load<f32x16>(offsets), d = load<f32x16>(offsets + 16);
+      for (int r = 0; r < R; ++r) {
+        // A row starts with -8 times its sum: that sum is what each value's offset is multiplied with.
+        const f32x16 total = splat((float)(int32_t)starts[r] * -0.125f);
+        sum[r][0] = fma(total, c, sum[r][0]);
+        sum[r][1] = fma(total, d, sum[r][1]);
+      }
+    }
   }
 
   static f32x16 finish(Sum sum, float row_scale, const float*) { return sum * row_scale; }
 };
+
+typedef Nibbles<false> I4;
+typedef Nibbles<true> I4WithOffsets;
 
 }  // namespace

@@ -119,7 +119,8 @@ static void linear_unpack_row(const fg_linear* layer, int64_t row, float* values
   }
   const int64_t p = row / WIDTH, column = row % WIDTH, per_word = values_of_word(format);
   const uint32_t* words = (const uint32_t*)layer->panels + p * panel_word_rows(format, K, group_size) * WIDTH + column;
-  const float* scales = layer->scales + p * panel_scales(format, K, group_size) + column;
+  const int64_t first_scale = p * panel_scales(format, K, group_size) + column;
+  const float* scales = layer->scales + first_scale;
   for (int64_t k = 0; k < K; ++k) {
     const uint32_t word = words[k / per_word * WIDTH];
     const int64_t i = k % per_word;
@@ -128,6 +129,7 @@ static void linear_unpack_row(const fg_linear* layer, int64_t row, float* values
       case FG_I4: {
         const int32_t nibble = word >> (8 * (i % 4) + 4 * (i / 4)) & 0xf;
         values[k] = (float)(nibble - 8) * scales[k / group_size * WIDTH];
+        if (layer->offsets) values[k] += layer->offsets[first_scale + k / group_size * WIDTH];
         break;
       }
       default: values[k] = value_at(&word, format, i);
