@@ -1,5 +1,7 @@
 """Who guesses for a model by its configuration, and what draft models take of the worker's disk and memory."""
 
+import json
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -13,14 +15,17 @@ from flashgen_runtime.engine.speculative import Speculation
 from flashgen_runtime.errors import ConfigError, WeightsError
 from flashgen_runtime.loader.access import WeightAccess
 from flashgen_runtime.loader.store import Store
-from flashgen_runtime.models.registry import measure_model, weight_files
+from flashgen_runtime.messages import GenerateRequest, GenerationParams, TextDelta
+from flashgen_runtime.models.registry import load_served_model, measure_model, weight_files
 from flashgen_runtime.models.speculation import draft_models, speculation_of
+from flashgen_runtime.models.text_generation import TextGenerationModel
 from flashgen_runtime.worker.capacity import planned_bytes
 from flashgen_runtime.worker.loading import CheckpointLibrary
 from tests.law_model import LawModel
-from tests.runtime_models import sizes, tiny_module
+from tests.runtime_models import NumberTokenizer, sizes, tiny_module
 from tests.runtime_workers import model_config, server_config
 
+SAMPLES = Path(__file__).parent.parent.parent / "samples" / "models"
 NGRAM = SpeculativeConfig(method="ngram", num_tokens=3, drafts=())
 
 
@@ -37,7 +42,15 @@ def drafted(*names: str) -> ModelConfig:
 
 
 def guessing(config: ModelConfig, model: LawModel | None = None) -> Speculation | None:
-    return speculation_of(config, model or LawModel(), engine=sizes(), draft_paths=(), access=None)
+    return speculation_of(
+        config,
+        model or LawModel(),
+        tokenizer=NumberTokenizer(),
+        engine=sizes(),
+        max_context=64,
+        draft_paths=(),
+        access=None,
+    )
 
 
 def wish(speculation: Speculation, *, predicted_ids: list[int]) -> int:
@@ -113,10 +126,49 @@ def test_a_model_that_cannot_verify_guesses_runs_without(caplog: pytest.LogCaptu
     ]
 
 
-def test_draft_models_are_refused_for_now() -> None:
-    """By name, before the model is said to be ready."""
-    with pytest.raises(ConfigError, match="`draft` cannot be served yet"):
-        guessing(drafted("small"))
+@pytest.mark.parametrize("names", [["stdlib-drafter"], ["stdlib-drafter", "stdlib-drafter-narrow"]])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_trained_models_guess_the_sample_model_s_text(names: list[str], temperature: float) -> None:
+    """The same text as without guesses, of which a good part was right."""
+    expected, _ = completed(sample_config(), [], temperature)
+
+    found, model = completed(sample_config(*names), [SAMPLES / name for name in names], temperature)
+
+    assert found == expected
+    stats = model._engine.stats
+    assert stats.accepted >= 10
+
+
+def test_a_draft_model_with_other_tokens_is_refused(tmp_path: Path) -> None:
+    """It would guess nonsense: by name, before the model is said to be ready."""
+    folder = tmp_path / "stdlib-drafter"
+    shutil.copytree(SAMPLES / "stdlib-drafter", folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:100]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+
+    with pytest.raises(ConfigError, match="`stdlib-drafter`: has other tokens than the model that it guesses for"):
+        completed(sample_config("stdlib-drafter"), [folder], 0.0)
+
+
+def sample_config(*names: str) -> ModelConfig:
+    """The sample model, with trained drafters."""
+    return replace(drafted(*names) if names else model_config("large"), id="stdlib-coder")
+
+
+def completed(config: ModelConfig, draft_paths: list[Path], temperature: float) -> tuple[str, TextGenerationModel]:
+    """A completion of a little code, and the model that wrote it."""
+    model = load_served_model(config, sizes(), SAMPLES / "stdlib-coder", draft_paths=draft_paths)
+    assert isinstance(model, TextGenerationModel)
+    # Whether it pays is a matter of the machine.
+    model._engine._speculation._is_always = True
+    params = GenerationParams(max_tokens=48, temperature=temperature, seed=5)
+    prompt = "import os\n\n\nclass Reader:\n    def __init__(self, "
+    model.add(model.prepare(GenerateRequest(request_id="r", model=config.id, prompt=prompt, params=params)))
+    text = ""
+    while model.has_work:
+        text += "".join(reply.text for reply in model.step() if isinstance(reply, TextDelta))
+    return text, model
 
 
 def test_a_draft_model_runs_where_the_other_one_does() -> None:

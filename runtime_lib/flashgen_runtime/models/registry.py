@@ -134,12 +134,22 @@ def _text_generation(
         model = load_causal_model(path, config, engine_config, access=access)
     try:
         tokenizer = _tokenizer(path, model.vocab_size, access)
-        speculation = speculation_of(config, model, engine=engine_config, draft_paths=draft_paths, access=access)
+        max_context = _max_context(config, position_limit(path, model) or UNLIMITED)
+        with timings.stage("weights"):
+            speculation = speculation_of(
+                config,
+                model,
+                tokenizer=tokenizer,
+                engine=engine_config,
+                max_context=max_context,
+                draft_paths=draft_paths,
+                access=access,
+            )
         engine = LLMEngine(
             model,
             tokenizer,
             sizes=engine_config,
-            max_context=_max_context(config, position_limit(path, model) or UNLIMITED),
+            max_context=max_context,
             eos_ids=read_eos_ids(path),
             speculation=speculation,
         )
