@@ -1,6 +1,8 @@
 """Every sample as its user meets it: built, checked, started, asked by the real client, compared with transformers."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -164,6 +166,32 @@ def test_guessed_tokens_change_no_answer(tmp_path: Path) -> None:
 
     assert listed == {"coder": "draft", "editor": "ngram"}
     assert texts == [expected] * 2
+
+
+def test_the_command_line_loads_and_unloads_models_of_a_running_worker(tmp_path: Path) -> None:
+    """`models load`, `unload` and `list --url` against the worker of sample 04; a model that it lacks is an error."""
+    spec = SAMPLES / "04-many-models" / "flashgen.yaml"
+
+    with run(spec, tmp_path / "cache") as service:
+        service.wait_for_readyz(200)
+        ports = re.findall(r"listening.*rpc_port\D+\d+\D+operations_port\D+(\d+)", service.log.read_text())
+        url = f"http://127.0.0.1:{ports[0]}"
+
+        def models(*arguments: str) -> "subprocess.CompletedProcess[str]":
+            command = [sys.executable, "-m", "flashgen", "models", *arguments, "--url", url]
+            return subprocess.run(command, capture_output=True, text=True, check=False)
+
+        def residency() -> dict[str, str]:
+            return {each["id"]: each["residency"] for each in json.loads(models("list", "--json").stdout)}
+
+        assert residency() == {"coder": "loaded", "coder-int8": "unloaded", "sentences": "unloaded"}
+        assert models("load", "sentences").returncode == 0
+        assert residency()["sentences"] == "loaded"
+        assert models("unload", "default").returncode == 0
+        assert residency()["coder"] == "unloaded"
+        missing = models("load", "nobody")
+        assert missing.returncode != 0
+        assert "nobody" in missing.stderr
 
 
 def _completed(client: OpenAI, model: str) -> str:
