@@ -17,7 +17,7 @@ def create_app(settings: Settings, service: Service | None = None) -> FastAPI:
     app = create_service_app(
         service or Service.from_config(settings.config_path, workers=settings.workers),
         title="guessing-ahead",
-        description="Completes Python code, with the next tokens guessed from the text or by the same model in four bits.",
+        description="Completes Python code, with the next tokens guessed from the text or by a small model.",
         version="1",
     )
     for router in ROUTERS:
