@@ -62,6 +62,9 @@ bench: install ## the measurements that README quotes; the engine's peers are in
 	$(BIN)/python -m benchmarks.bench_sampling
 	$(BIN)/python -m benchmarks.bench_start
 	$(BIN)/python -m benchmarks.bench_load
+	$(BIN)/python -m benchmarks.bench_swap
+	$(BIN)/python -m benchmarks.bench_speculative
+	$(BIN)/python -m benchmarks.bench_quality
 
 clean: ## remove the environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache $(MINILM)

@@ -20,6 +20,7 @@ from benchmarks.resident_memory import resident_bytes, watched_memory
 from benchmarks.swap_traffic import PROMPT, SAMPLE_SECONDS, Arrival, play
 from benchmarks.systems import THREADS
 from flashgen_runtime.config import DeviceRequirements, ServerConfig, SwapConfig, WeightsConfig
+from flashgen_runtime.freed_memory import use_one_arena
 from flashgen_runtime.messages import GenerateRequest, GenerationParams, RequestFailure
 from flashgen_runtime.transport.base import WorkerConnection
 from flashgen_runtime.transport.memory import MemoryLine
@@ -35,6 +36,8 @@ class SwappingWorker:
 
     def __init__(self, folder: Path, num_models: int, num_loaded: int) -> None:
         os.environ["FLASHGEN_STORE"] = str(folder / "store")
+        # As every worker does.
+        use_one_arena()
         self._folder = folder
         self._names = [f"m{number}" for number in range(num_models)]
         self._server = self._sized(_server_config(self._names, folder, num_loaded), num_loaded)

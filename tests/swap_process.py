@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from benchmarks.resident_memory import resident_bytes, watched_memory
 from benchmarks.swap_models import LlamaShape, write_llama
 from flashgen_runtime.config import ServerConfig
+from flashgen_runtime.freed_memory import use_one_arena
 from flashgen_runtime.messages import RequestFailure
 from flashgen_runtime.worker import ModelManager
 from flashgen_runtime.worker.loading import CheckpointLibrary
@@ -39,6 +40,8 @@ MAX_LOADED = 3
 
 def main(folder: Path) -> dict[str, int]:
     os.environ["FLASHGEN_STORE"] = str(folder / "store")
+    # As every worker does.
+    use_one_arena()
     for seed, (name, num_layers) in enumerate(LAYERS.items()):
         write_llama(folder / name, LlamaShape(num_layers, 256, 512, VOCAB_SIZE, torch.float32), seed=seed)
     return asyncio.run(measure(folder))

@@ -16,6 +16,7 @@ from typing import NoReturn
 from flashgen_runtime import timings
 from flashgen_runtime.config import ServerConfig, load_config
 from flashgen_runtime.errors import EXIT_CONFIG, ConfigError, DeviceError, DownloadError, WeightsError
+from flashgen_runtime.freed_memory import use_one_arena
 from flashgen_runtime.logs import fields, setup_logs
 from flashgen_runtime.models.base import Library
 from flashgen_runtime.operations import OperationsServer
@@ -61,6 +62,8 @@ def run_worker_with(server_name: str, make_library: MakeLibrary, *, ahead: WorkA
         ahead: what a fork server does before it forks the worker; `None` does without one.
     """
     setup_logs(f"worker:{server_name}")
+    # Models come and go in threads of their own, within a budget.
+    use_one_arena()
     try:
         exit_code = _run(server_name, make_library, ahead)
     except _FINAL as error:
